@@ -1,0 +1,44 @@
+"""Whether a head shares the embedding, where config and checkpoint may disagree."""
+
+import dataclasses
+
+import numpy as np
+
+from jaxpipe.checkpoint.names import current_name
+from jaxpipe.checkpoint.source import TensorSource
+from jaxpipe.common.logging import logger
+from jaxpipe.models.config import ModelConfig
+from jaxpipe.models.registry import Architecture
+
+ROWS = 1024
+
+
+def settle_tying(config: ModelConfig, architecture: Architecture, source: TensorSource) -> ModelConfig:
+    """Unties a config whose checkpoint holds a head of its own.
+
+    A checkpoint of a tied model may hold the head as well. Where it equals the embedding it is
+    left out; where it does not, the checkpoint is believed.
+    """
+    if not config.tie_word_embeddings or architecture.tied is None:
+        return config
+    names = {current_name(name, architecture).removeprefix(f"{architecture.base}."): name for name in source.infos}
+    head, embedding = (names.get(name) for name in architecture.tied)
+    if head is None or embedding is None or _equal(source, head, embedding):
+        return config
+    logger.warning(
+        "tie_word_embeddings is true, but %s and %s differ in the checkpoint: the head is kept apart.", head, embedding
+    )
+    untied = dataclasses.replace(config, tie_word_embeddings=False)
+    untied.extra = config.extra
+    return untied
+
+
+def _equal(source: TensorSource, first: str, second: str) -> bool:
+    shape = source.infos[first].shape
+    if shape != source.infos[second].shape:
+        return False
+    chunks = (slice(i, min(i + ROWS, shape[0])) for i in range(0, shape[0], ROWS))
+    rest = tuple(slice(0, n) for n in shape[1:])
+    return all(
+        np.array_equal(source.read(first, (rows, *rest)), source.read(second, (rows, *rest))) for rows in chunks
+    )

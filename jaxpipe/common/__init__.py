@@ -1,0 +1,1 @@
+"""What every room needs: errors, logging, dtypes, output dataclasses, the compile cache."""

@@ -1,0 +1,26 @@
+"""Exceptions of jaxpipe; each also is the built-in that users of Transformers catch."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class CheckpointError(OSError):
+    """A checkpoint's file is missing, unreadable, truncated or lies about its contents."""
+
+
+class WeightsError(RuntimeError):
+    """The weights of a checkpoint do not make up the model that was asked for."""
+
+
+class ConfigError(ValueError):
+    """A configuration value is wrong, or asks for a computation that is not supported."""
+
+
+class PlacementError(ValueError):
+    """A model cannot be placed on the devices that were asked for."""
+
+
+def nearest(name: str, accepted: Iterable[str]) -> str:
+    """Returns ``" Did you mean 'x'?"`` for the closest accepted name, or ``""`` where none is close."""
+    close = difflib.get_close_matches(name, list(accepted), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""

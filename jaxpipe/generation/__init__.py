@@ -1,0 +1,1 @@
+"""Generation: settings, key-value cache, the compiled loop, choice of tokens, stopping and streaming."""

@@ -1,0 +1,158 @@
+"""The two jitted functions of generation: prefill, and decode of any number of tokens."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxpipe.generation.processors import LogitsProcessor, StepState, process
+from jaxpipe.generation.sampling import greedy, sample
+from jaxpipe.generation.stopping import is_eos
+from jaxpipe.nn.cache import Cache
+from jaxpipe.nn.functional import Functional, Leaves
+
+Array = jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Choice:
+    """How a token is chosen, and what ends a row.
+
+    Attributes:
+        processors: applied to the logits in order.
+        keys: (B,) PRNG keys of the rows.
+        eos_ids: (n,) int32, -1 where unused.
+        pad_id: () int32, what a row that ended puts out.
+        do_sample: draw, else take the most likely.
+        record: which of ``"scores"`` (processed logits) and ``"logits"`` are kept.
+    """
+
+    processors: tuple[LogitsProcessor, ...]
+    keys: Any
+    eos_ids: Any
+    pad_id: Any
+    do_sample: bool = field(metadata={"static": True})
+    record: tuple[str, ...] = field(default=(), metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DecodeState:
+    """Everything that a decode step reads and writes; donated, so it is updated in place.
+
+    Attributes:
+        cache: its slots are those of `tokens`.
+        tokens: (B, S) int32, each row's prompt from slot 0, its new tokens from the common slot P on.
+        valid: (B, S) bool, which slots hold a token.
+        current: (B,) int32, the token chosen last, not yet in the cache.
+        position: (B,) int32, its position in its row.
+        prompt_lengths: (B,) int32.
+        done: (B,) bool, rows that ended.
+        step: () int32, new tokens so far.
+        recorded: name -> (B, N, V) float32, of the N new tokens.
+    """
+
+    cache: Cache
+    tokens: Array
+    valid: Array
+    current: Array
+    position: Array
+    prompt_lengths: Array
+    done: Array
+    step: Array
+    recorded: dict[str, Array]
+
+
+def choose(logits: Array, state: DecodeState, choice: Choice) -> DecodeState:
+    """Chooses every row's next token from logits (B, V), and writes it into the slot that the cache comes to next."""
+    seen = StepState(state.tokens, state.valid, state.prompt_lengths, state.step)
+    scores = process(choice.processors, logits, seen)
+    position = state.position + 1
+    token = sample(choice.keys, position, scores) if choice.do_sample else greedy(scores)
+    token = jnp.where(state.done, choice.pad_id, token)  # (B,)
+    values = {"scores": scores, "logits": logits.astype(jnp.float32)}
+    slot = state.cache.slot
+    return replace(
+        state,
+        tokens=lax.dynamic_update_slice(state.tokens, token[:, None], (0, slot)),
+        valid=lax.dynamic_update_slice(state.valid, ~state.done[:, None], (0, slot)),
+        current=token,
+        position=position,
+        done=state.done | is_eos(token, choice.eos_ids),
+        step=state.step + 1,
+        recorded={
+            name: lax.dynamic_update_slice(state.recorded[name], values[name][:, None], (0, state.step, 0))
+            for name in choice.record
+        },
+    )
+
+
+def make_prefill(functional: Functional) -> Callable[..., DecodeState]:
+    """Returns the jitted prefill of a model: prompts in, a state with the first new token out.
+
+    Arguments of the returned function: the leaves; prompts (B, P) int32 padded on the right; their
+    lengths (B,); rows that are only there to fill the batch, (B,) bool; the choice; and, static,
+    the number of slots S and of new tokens to record.
+    """
+
+    def prefill(
+        leaves: Leaves, prompts: Array, lengths: Array, idle: Array, choice: Choice, slots: int, recorded: int
+    ) -> DecodeState:
+        batch, width = prompts.shape
+        columns = jnp.arange(width, dtype=jnp.int32)
+        cache = Cache.empty(functional.module(leaves).cache_layers(), batch, slots, functional.dtype)
+        valid = columns < lengths[:, None]  # (B, P)
+        out = functional.call(
+            leaves,
+            prompts,
+            attention_mask=valid,
+            position_ids=jnp.minimum(columns, lengths[:, None] - 1),
+            cache=cache,
+            last=lengths - 1,
+        )
+        logits = out.logits[:, 0]  # (B, V)
+        pad = ((0, 0), (0, slots - width))
+        state = DecodeState(
+            cache=out.cache,
+            tokens=jnp.pad(prompts, pad),
+            valid=jnp.pad(valid, pad),
+            current=jnp.zeros((batch,), jnp.int32),
+            position=lengths - 1,
+            prompt_lengths=lengths,
+            done=idle,
+            step=jnp.zeros((), jnp.int32),
+            recorded={name: jnp.zeros((batch, recorded, logits.shape[-1]), jnp.float32) for name in choice.record},
+        )
+        return choose(logits, state, choice)
+
+    return jax.jit(prefill, static_argnums=(5, 6))
+
+
+def make_decode(functional: Functional) -> Callable[..., tuple[DecodeState, Array]]:
+    """Returns the jitted decode of a model: up to `steps` more tokens of every row, fewer once all rows ended.
+
+    Arguments of the returned function: the leaves; the state, donated; the choice; the number of
+    steps, traced, so that no count compiles anew. It returns the state and the last tokens (B,),
+    which stay readable when the state is donated to the next call.
+    """
+
+    def decode(leaves: Leaves, state: DecodeState, choice: Choice, steps: Array) -> tuple[DecodeState, Array]:
+        last = state.step + steps
+
+        def unfinished(state: DecodeState) -> Array:
+            return (state.step < last) & ~jnp.all(state.done)
+
+        def step(state: DecodeState) -> DecodeState:
+            out = functional.call(
+                leaves, state.current[:, None], position_ids=state.position[:, None], cache=state.cache
+            )
+            return choose(out.logits[:, 0], replace(state, cache=out.cache), choice)
+
+        state = lax.while_loop(unfinished, step, state)
+        return state, state.current
+
+    return jax.jit(decode, donate_argnums=1)

@@ -1,0 +1,1 @@
+"""Dispatch of attention and matmul: every fast path stands beside its plain XLA twin."""

@@ -1,0 +1,69 @@
+"""Scaled dot-product attention: cuDNN's kernel where it applies, XLA elsewhere."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxpipe.common.logging import info_once
+from jaxpipe.kernels.compute import platform
+
+Array = jax.Array
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    scale: float,
+    mask: Array | None = None,
+    causal: bool = False,
+    weights: bool = False,
+) -> tuple[Array, Array | None]:
+    """Attends with H query heads to K key-value heads, H a multiple of K.
+
+    Args:
+        q: (B, T, H, h).
+        k, v: (B, S, K, h); query head i reads head i // (H / K).
+        scale: of the scores, before the softmax.
+        mask: (1 or B, T, S) bool, True where a key is seen.
+        causal: column t sees no column after t; T = S.
+        weights: return the probabilities too.
+
+    Returns:
+        the outputs (B, T, H, h) in q's dtype, and the probabilities (B, H, T, S) or None.
+    """
+    if mask is None and not weights and q.shape[1] > 1:
+        out = _cudnn(q, k, v, scale, causal)
+        if out is not None:
+            return out, None
+    return xla_attention(q, k, v, scale=scale, mask=mask, causal=causal, weights=weights)
+
+
+def xla_attention(
+    q: Array, k: Array, v: Array, *, scale: float, mask: Array | None, causal: bool, weights: bool
+) -> tuple[Array, Array | None]:
+    """The plain form of `attention`, which every other form is tested against."""
+    b, t, heads, h = q.shape
+    s, kv_heads = k.shape[1:3]
+    q = q.reshape(b, t, kv_heads, heads // kv_heads, h)  # (B, T, K, H/K, h)
+    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32) * scale
+    if causal:
+        mask = jnp.tril(jnp.ones((1, t, s), bool)) if mask is None else mask & jnp.tril(jnp.ones((1, t, s), bool))
+    if mask is not None:
+        # Finite, so that a row that sees nothing stays free of NaN.
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    probabilities = jax.nn.softmax(scores, axis=-1)  # (B, K, H/K, T, S)
+    out = jnp.einsum("bkgts,bskh->btkgh", probabilities.astype(v.dtype), v)
+    out = out.reshape(b, t, heads, v.shape[-1]).astype(q.dtype)
+    return out, probabilities.reshape(b, heads, t, s).astype(q.dtype) if weights else None
+
+
+def _cudnn(q: Array, k: Array, v: Array, scale: float, causal: bool) -> Array | None:
+    """Asks for cuDNN's fused attention: half precision, heads to 256; None where it does not apply."""
+    if platform() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16):
+        return None
+    try:
+        return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=causal, implementation="cudnn")
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        info_once(f"cuDNN attention does not take q {q.shape} and k {k.shape} in {q.dtype}: {error}; XLA does.")
+        return None

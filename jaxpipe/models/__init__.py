@@ -1,0 +1,1 @@
+"""One file per Hub ``model_type``: config, modules, weight-name exceptions, registration."""

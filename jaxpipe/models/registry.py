@@ -1,0 +1,89 @@
+"""Which architectures there are: ``model_type`` -> config class, modules of its heads, names of its weights."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxpipe.common.errors import ConfigError, nearest
+from jaxpipe.common.gguf_spec import GGUFSpec
+from jaxpipe.models.config import ModelConfig
+
+# Module of jaxpipe.models that registers each model_type.
+MODULES = {"bert": "bert", "gpt2": "gpt2", "llama": "llama"}
+
+BASE, CAUSAL_LM, MASKED_LM, SEQUENCE_CLASSIFICATION = (
+    "base model",
+    "causal language model",
+    "masked language model",
+    "sequence classification",
+)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is known of one ``model_type``.
+
+    Attributes:
+        config: its config class.
+        heads: module class of each head; the class names are those of ``architectures`` in config.json.
+        base: attribute under which a head holds the base model, and the prefix of its weights' names.
+        ignored: patterns (for `re.fullmatch`, after the base prefix) of weights that checkpoints hold and
+            nothing reads: buffers saved as weights.
+        renamed: pairs of a pattern of a name in old checkpoints and its replacement (as of `re.sub`).
+        optional: attributes of the base model that a checkpoint may lack as a whole, such as a pooler.
+        tied: names of the head's and the embedding's weight where ``tie_word_embeddings`` makes them one.
+        gguf: how GGUF files hold it, None where they do not.
+    """
+
+    config: type[ModelConfig]
+    heads: Mapping[str, type[Any]]
+    base: str
+    ignored: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+    optional: tuple[str, ...] = ()
+    tied: tuple[str, str] | None = None
+    gguf: GGUFSpec | None = None
+
+    @property
+    def model_type(self) -> str:
+        """The Hub's name of the architecture."""
+        return self.config.model_type
+
+
+@dataclass
+class _Registry:
+    architectures: dict[str, Architecture] = field(default_factory=dict)
+
+
+_registry = _Registry()
+
+
+def register(architecture: Architecture) -> Architecture:
+    """Adds an architecture; its file calls this last."""
+    _registry.architectures[architecture.model_type] = architecture
+    return architecture
+
+
+def architecture(model_type: str | None, *, file: str = "config.json") -> Architecture:
+    """Returns the architecture of a ``model_type``.
+
+    Raises:
+        ConfigError: there is none of that name; the message lists those that are supported.
+    """
+    if model_type in MODULES:
+        importlib.import_module(f"jaxpipe.models.{MODULES[model_type]}")
+    if model_type not in _registry.architectures:
+        known = sorted({*MODULES, *_registry.architectures})
+        found = f"model_type {model_type!r} is not supported" if model_type else "there is no key 'model_type'"
+        raise ConfigError(f"{file}: {found}; supported: {', '.join(known)}." + nearest(str(model_type), known))
+    return _registry.architectures[model_type]
+
+
+def gguf_spec(name: str) -> GGUFSpec | None:
+    """Returns how GGUF files of ``general.architecture`` `name` are read, or None where that is not known."""
+    for model_type in MODULES:
+        spec = architecture(model_type).gguf
+        if spec is not None and spec.architecture == name:
+            return spec
+    return None

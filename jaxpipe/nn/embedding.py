@@ -1,0 +1,29 @@
+"""Embedding tables."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxpipe.nn.init import Init
+from jaxpipe.nn.layout import Direct
+
+Array = jax.Array
+
+
+class Embedding(nnx.Module):
+    """A table (entries, D); indices must be in range, which callers check before they compile anything.
+
+    Args:
+        axis: logical name of the entries, ``"vocab"`` for tokens.
+    """
+
+    def __init__(self, init: Init, entries: int, width: int, *, axis: str | None = None):
+        shape = (entries, width)
+        self.embedding = init.param((axis, "embed"), shape, Direct("weight", shape))
+
+    def __call__(self, ids: Array) -> Array:
+        return self.embedding[...].at[ids].get(mode="clip")  # (B, T, D)
+
+    def attend(self, x: Array) -> Array:
+        """Logits of x (..., D) against every entry: the tied head."""
+        return jnp.einsum("...d,vd->...v", x, self.embedding[...])

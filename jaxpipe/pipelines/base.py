@@ -1,0 +1,368 @@
+"""The base class of pipelines: preprocess, forward and postprocess, over one item or many."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from jaxpipe.common.logging import info_once
+from jaxpipe.generation.buckets import batch_bucket, length_bucket
+from jaxpipe.pipelines.batching import Batch, Row, Side, collate, is_array, plan_batches, split
+from jaxpipe.pipelines.inputs import Inputs, ResultIterator, arrange, numbered
+
+Parameters = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
+
+# Without batch_size=, lists run in batches of this many rows, and of no more than this many tokens, so that the
+# key-value cache of long prompts stays small.
+_DEFAULT_BATCH_SIZE = 8
+_DEFAULT_BATCH_TOKENS = 16_384
+# Rows of similar length are sought among this many batches of a list, and among fewer of a lazy input, since
+# these items are read before the first result is given.
+_LIST_WINDOW = 16
+_LAZY_WINDOW = 4
+# Lists from this length on show a progress bar on a terminal.
+_PROGRESS_FROM = 32
+_IGNORED = ("num_workers", "binary_output", "args_parser")
+
+
+class Pipeline:
+    """Runs a model on items of a user's kind.
+
+    A subclass defines `_sanitize_parameters`, `preprocess`, `_forward` and `postprocess`; batching, padding, order,
+    laziness and parameters are handled here.
+
+    Args:
+        model: a model of `jaxpipe.auto`.
+        tokenizer: its tokenizer, where the task has one.
+        task: the name of the task, as the user gave it.
+        batch_size: default of calls: rows run at once.
+        progress_bar: whether calls with lists show a bar; None: long lists on a terminal.
+        **parameters: defaults of the parameters that calls take.
+    """
+
+    # True: required; None: used where there is one; False: never loaded.
+    _load_tokenizer: ClassVar[bool | None] = None
+    # Pipelines that generate get `seed` and `item_indices` among their forward parameters, and no padding to buckets,
+    # which `generate` does itself.
+    _pipeline_calls_generate: ClassVar[bool] = False
+    # Padded on the right, tokens keep the positions that they have alone, in whatever way a model counts them.
+    _padding_side: ClassVar[Side] = "right"
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        task: str = "",
+        *,
+        batch_size: int | None = None,
+        progress_bar: bool | None = None,
+        **parameters: Any,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.task = task
+        self._batch_size = _checked_batch_size(batch_size)
+        self._progress_bar = progress_bar
+        self._drop_ignored(parameters)
+        self._preprocess_params, self._forward_params, self._postprocess_params = self._initial_parameters(parameters)
+
+    def _sanitize_parameters(self, **parameters: Any) -> Parameters:
+        """Sorts the parameters of a call, or of the constructor, in those of preprocess, forward and postprocess.
+
+        Only what was given belongs in the three dictionaries: a call's take precedence over the constructor's.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define _sanitize_parameters.")
+
+    def preprocess(self, inputs: Any, **parameters: Any) -> Any:
+        """Turns an item into a dictionary of arrays (1, T, ...) and whatever `_forward` or `postprocess` need."""
+        raise NotImplementedError(f"{type(self).__name__} does not define preprocess.")
+
+    def _forward(self, model_inputs: dict[str, Any], **parameters: Any) -> Any:
+        """Runs the model on a batch: arrays are (B, T, ...), other entries lists with one value a row."""
+        raise NotImplementedError(f"{type(self).__name__} does not define _forward.")
+
+    def postprocess(self, model_outputs: Any, **parameters: Any) -> Any:
+        """Turns one row's outputs, numpy arrays (1, ...) on the host, into the result that the user gets."""
+        raise NotImplementedError(f"{type(self).__name__} does not define postprocess.")
+
+    def check_item(self, item: Any, where: str) -> Any:
+        """Returns the item as `preprocess` takes it.
+
+        Args:
+            item: what the user gave.
+            where: what errors call it: ``inputs``, or ``inputs[i]``.
+
+        Raises:
+            TypeError: the task cannot take such an item.
+        """
+        if item is None:
+            raise TypeError(f"{where} is None; {self._named} cannot take it.")
+        return item
+
+    def arrange(self, inputs: Any) -> Inputs:
+        """Tells one item from many; a task whose items are lists overrides it."""
+        return arrange(inputs)
+
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        batch_size: int | None = None,
+        item_offset: int = 0,
+        **parameters: Any,
+    ) -> Any:
+        """Runs the pipeline.
+
+        Args:
+            inputs: one item; a list or tuple of items; or a data set, generator or iterator of items.
+            batch_size: rows run at once; None: the constructor's, else 8 for lists and 1 for lazy inputs.
+            item_offset: index of the first item in a larger input of which this call runs a part; generated text
+                depends on it only through the random numbers of sampling.
+            **parameters: the task's parameters.
+
+        Returns:
+            The result of one item; a list of results for a list; an iterator that computes results as they are asked
+            for otherwise. Results are in the order of the items.
+        """
+        if isinstance(item_offset, bool) or not isinstance(item_offset, int) or item_offset < 0:
+            raise ValueError(f"item_offset= takes an index of at least 0, not {item_offset!r}.")
+        self._drop_ignored(parameters)
+        arranged = self.arrange(inputs)
+        run = _Run(self, arranged, batch_size, item_offset, self._call_parameters(parameters))
+        if arranged.kind == "lazy":
+            items = numbered(arranged.items, self.check_item, single=False)
+            return ResultIterator(run.results(items), arranged.length)
+        # All items are checked before the first is run.
+        items = list(numbered(arranged.items, self.check_item, single=arranged.kind == "one"))
+        if arranged.kind == "one":
+            return next(run.results(iter(items)))
+        with self._progress(len(items)) as results_of:
+            return list(results_of(run.results(iter(items))))
+
+    def predict(self, inputs: Any) -> Any:
+        """The same as a call, under scikit-learn's name."""
+        return self(inputs)
+
+    def transform(self, inputs: Any) -> Any:
+        """The same as a call, under scikit-learn's name."""
+        return self(inputs)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the model's weights."""
+        return self.model.dtype
+
+    @property
+    def device(self) -> Any:
+        """The model's device; of a model on many, the first."""
+        mesh = getattr(self.model, "mesh", None)
+        return mesh.devices.flat[0] if mesh is not None else jax.local_devices()[0]
+
+    def save_pretrained(self, save_directory: str | Path, **parameters: Any) -> None:
+        """Saves model and tokenizer in the layout of the Hub, so that `pipeline` loads the directory.
+
+        Args:
+            save_directory: made where it does not exist.
+            **parameters: passed on to the model's `save_pretrained`.
+
+        Raises:
+            NotADirectoryError: the path is a file.
+        """
+        directory = Path(save_directory)
+        if directory.is_file():
+            raise NotADirectoryError(f"save_directory={str(directory)!r} is a file; give a directory.")
+        directory.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(directory, **parameters)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(directory)
+
+    def __repr__(self) -> str:
+        dtype = getattr(self.dtype, "name", None) or str(self.dtype)
+        mesh = getattr(self.model, "mesh", None)
+        devices = f"{self.device.platform}" + (f" x {mesh.devices.size}" if mesh is not None and mesh.size > 1 else "")
+        name = getattr(self.model, "class_name", type(self.model).__name__)
+        return f"{type(self).__name__}(model={name}, dtype={dtype}, device={devices})"
+
+    @property
+    def _named(self) -> str:
+        return f"the {self.task} pipeline" if self.task else type(self).__name__
+
+    @property
+    def _position_limit(self) -> int | None:
+        """Number of positions that the model has learned, or None where it computes them."""
+        limits = getattr(getattr(self.model, "config", None), "limits", dict)()
+        return limits.get("position_ids")
+
+    def _initial_parameters(self, parameters: dict[str, Any]) -> Parameters:
+        return self._sanitize_parameters(**parameters)
+
+    def _call_parameters(self, parameters: dict[str, Any]) -> Parameters:
+        """Returns the parameters of a call, on top of the constructor's, which stay as they are."""
+        preprocess, forward, postprocess = self._sanitize_parameters(**parameters)
+        return (
+            {**self._preprocess_params, **preprocess},
+            {**self._forward_params, **forward},
+            {**self._postprocess_params, **postprocess},
+        )
+
+    def _default_batch_size(self, arranged: Inputs, forward: Mapping[str, Any]) -> int:
+        return _DEFAULT_BATCH_SIZE if arranged.kind == "list" else 1
+
+    def _check_batch_size(self, batch_size: int) -> None:
+        """Raises ValueError where the task cannot run this many rows at once."""
+
+    def _needs_same_length(self, forward: Mapping[str, Any]) -> bool:
+        """Whether rows of different lengths cannot share a batch, as a parameter counts padding."""
+        return False
+
+    def _collate(self, rows: list[Row]) -> Batch:
+        pad_id = getattr(self.tokenizer, "pad_token_id", None) or 0
+        if self._pipeline_calls_generate:
+            return collate(rows, pad_id=pad_id, side=self._padding_side)
+        mesh = getattr(self.model, "mesh", None)
+        parts = int(np.prod([mesh.shape.get(axis, 1) for axis in ("data", "fsdp")])) if mesh is not None else 1
+        return collate(
+            rows,
+            pad_id=pad_id,
+            side=self._padding_side,
+            length_of=self._padded_length,
+            size_of=lambda count: batch_bucket(count, parts),
+        )
+
+    def _padded_length(self, length: int) -> int:
+        """The bucket of a length, but no more positions than the model has where the tokens themselves fit."""
+        limit, bucket = self._position_limit, length_bucket(length)
+        return bucket if limit is None or limit < length else min(bucket, limit)
+
+    def _drop_ignored(self, parameters: dict[str, Any]) -> None:
+        for name in _IGNORED:
+            if parameters.pop(name, None) is not None:
+                info_once(f"{name}= of a pipeline is accepted and has no effect.")
+
+    @contextlib.contextmanager
+    def _progress(self, total: int) -> Iterator[Any]:
+        shown = self._progress_bar
+        if shown is None:
+            shown = total >= _PROGRESS_FROM and sys.stderr.isatty()
+        if not shown:
+            yield lambda results: results
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            yield lambda results: bar.track(results, total=total, description=self.task or type(self).__name__)
+
+
+class ChunkPipeline(Pipeline):
+    """A pipeline whose `preprocess` yields several rows for an item; `postprocess` takes the list of their outputs."""
+
+
+class _Run:
+    """One call of a pipeline: its parameters, batch size and window."""
+
+    def __init__(
+        self, pipe: Pipeline, arranged: Inputs, batch_size: int | None, offset: int, parameters: Parameters
+    ) -> None:
+        self.pipe = pipe
+        self.offset = offset
+        self.preprocess, self.forward, self.postprocess = parameters
+        asked = _checked_batch_size(batch_size)
+        asked = pipe._batch_size if asked is None else asked
+        self.max_tokens = None if asked is not None else _DEFAULT_BATCH_TOKENS
+        self.batch_size = pipe._default_batch_size(arranged, self.forward) if asked is None else asked
+        if asked is not None and arranged.kind != "one":
+            pipe._check_batch_size(asked)
+        windows = _LIST_WINDOW if arranged.kind != "lazy" else _LAZY_WINDOW
+        # Single rows need no company of similar length, so nothing is read ahead.
+        self.window = 1 if self.batch_size == 1 and arranged.kind == "lazy" else self.batch_size * windows
+
+    def results(self, items: Iterator[tuple[int, Any]]) -> Iterator[Any]:
+        """Yields the results in order, reading no more than a window of items ahead."""
+        while True:
+            window = list(_take(items, self.window))
+            if not window:
+                return
+            rows = [row for index, item in window for row in self._rows(index, item)]
+            parts: dict[int, list[Any]] = {index: [] for index, _ in window}
+            expected = {row.item: row.part + 1 for row in rows if row.last}
+            order = [index for index, _ in window]
+            same_length = self.pipe._needs_same_length(self.forward)
+            planned = plan_batches(rows, self.batch_size, self.max_tokens, same_length)
+            for batch, outputs in self._forwards(planned):
+                for row, output in zip(batch.rows, split(outputs, batch), strict=True):
+                    parts[row.item].append((row.part, output))
+                while order and len(parts[order[0]]) == expected[order[0]]:
+                    yield self._result(parts.pop(order.pop(0)))
+
+    def _rows(self, index: int, item: Any) -> list[Row]:
+        with _noted(f"Raised for item {index} of the inputs."):
+            made = self.pipe.preprocess(item, **self.preprocess)
+            many = list(made) if isinstance(self.pipe, ChunkPipeline) else [made]
+            if not many:
+                raise ValueError(f"preprocess gave no row for item {index} of the inputs.")
+            rows = [Row(index, part, _checked_row(row), part == len(many) - 1) for part, row in enumerate(many)]
+        return rows
+
+    def _forwards(self, planned: list[list[Row]]) -> Iterator[tuple[Batch, Any]]:
+        """Yields batches with their outputs, one behind: a batch is dispatched before its forerunner is fetched."""
+        waiting: tuple[Batch, Any] | None = None
+        for rows in planned:
+            numbers = ", ".join(str(number) for number in sorted({row.item for row in rows}))
+            with _noted(f"Raised for the batch with item {numbers} of the inputs."):
+                batch = self.pipe._collate(rows)
+                parameters = dict(self.forward)
+                if self.pipe._pipeline_calls_generate:
+                    parameters["item_indices"] = [row.item + self.offset for row in rows for _ in range(row.size)]
+                outputs = self.pipe._forward(dict(batch.inputs), **parameters)
+            if waiting is not None:
+                yield waiting
+            waiting = (batch, outputs)
+        if waiting is not None:
+            yield waiting
+
+    def _result(self, parts: list[tuple[int, Any]]) -> Any:
+        outputs = [output for _, output in sorted(parts, key=lambda part: part[0])]
+        many = isinstance(self.pipe, ChunkPipeline)
+        return self.pipe.postprocess(outputs if many else outputs[0], **self.postprocess)
+
+
+def _take(items: Iterator[Any], count: int) -> Iterator[Any]:
+    for _ in range(count):
+        try:
+            yield next(items)
+        except StopIteration:
+            return
+
+
+def _checked_row(row: Any) -> dict[str, Any]:
+    if not isinstance(row, Mapping):
+        raise TypeError(f"preprocess returns a dictionary of arrays, not {type(row).__name__}.")
+    row = dict(row)
+    ids = row.get("input_ids")
+    if ids is not None and not (is_array(ids) and len(ids.shape) == 2):
+        raise ValueError("preprocess returns input_ids as an array (1, T); pass return_tensors='np' to the tokenizer.")
+    return row
+
+
+def _checked_batch_size(batch_size: int | None) -> int | None:
+    if batch_size is None:
+        return None
+    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+        raise ValueError(f"batch_size= takes a whole number of at least 1, not {batch_size!r}.")
+    return int(batch_size)
+
+
+@contextlib.contextmanager
+def _noted(note: str) -> Iterator[None]:
+    """Adds to an exception which item it is about."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(note)
+        raise

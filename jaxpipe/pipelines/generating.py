@@ -1,0 +1,83 @@
+"""What pipelines that generate share: the precedence of generation settings, seeds and item indices."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from jaxpipe.common.errors import nearest
+from jaxpipe.common.random import next_seed
+from jaxpipe.generation.config import FIELDS, GenerationConfig
+from jaxpipe.generation.fields import GENERATE_ARGUMENTS, NOT_SUPPORTED_ARGUMENTS, SAMPLING_ONLY
+from jaxpipe.pipelines.base import Parameters, Pipeline
+
+
+class GeneratingPipeline(Pipeline):
+    """A pipeline that calls ``model.generate``.
+
+    A call's generation settings win over the constructor's (which are dropped where the call passes a
+    ``generation_config``), those over the model's generation_config.json, and that over the task's defaults. The
+    forward parameters are the arguments of ``generate``, with ``seed`` and ``item_indices``.
+    """
+
+    _pipeline_calls_generate: ClassVar[bool] = True
+    # Settings of the task that hold where neither the user nor the model's generation_config.json sets them.
+    _default_generation: ClassVar[Mapping[str, Any]] = {}
+
+    def _initial_parameters(self, parameters: dict[str, Any]) -> Parameters:
+        # Among the constructor's defaults max_length is a setting of generate only; a call's goes to the tokenizer too.
+        names = FIELDS | {"generation_config"}
+        self._generation_settings = {name: parameters.pop(name) for name in names & parameters.keys()}
+        return super()._initial_parameters(parameters)
+
+    def _call_parameters(self, parameters: dict[str, Any]) -> Parameters:
+        preprocess, forward, postprocess = super()._call_parameters(parameters)
+        forward = self._generate_arguments(forward)
+        if forward.get("seed") is None:
+            # Once a call, so that all its rows are drawn from one seed whatever the batches.
+            forward["seed"] = next_seed()
+        return preprocess, forward, postprocess
+
+    def _generate_arguments(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the arguments of ``generate`` with the constructor's settings and the task's defaults under them."""
+        if "generation_config" not in arguments:
+            arguments = {**self._generation_settings, **arguments}
+        given = self._given_settings(arguments)
+        added = {name: value for name, value in self._task_settings().items() if name not in given}
+        if "max_length" in given:
+            # max_new_tokens wins over max_length, so a default of it would undo what was set.
+            added.pop("max_new_tokens", None)
+        if not {**added, **given}.get("do_sample"):
+            added = {name: value for name, value in added.items() if name not in SAMPLING_ONLY}
+        config = arguments.get("generation_config")
+        if config is None:
+            return {**arguments, **added}
+        if not isinstance(config, GenerationConfig):
+            raise TypeError(f"generation_config= takes a GenerationConfig, not {type(config).__name__}.")
+        config = copy.deepcopy(config)
+        config.update(**added)
+        return {**arguments, "generation_config": config}
+
+    def _given_settings(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the settings of a call of ``generate`` that do not come from its global defaults."""
+        given: dict[str, Any] = {}
+        for config in (getattr(self.model, "generation_config", None), arguments.get("generation_config")):
+            given.update(config.settings() if config is not None else {})
+        return {**given, **{name: value for name, value in arguments.items() if name in FIELDS}}
+
+    def _task_settings(self) -> dict[str, Any]:
+        pad = getattr(self.tokenizer, "pad_token_id", None)
+        return {**self._default_generation, **({} if pad is None else {"pad_token_id": pad})}
+
+    def _check_arguments(self, arguments: Mapping[str, Any], own: frozenset[str]) -> None:
+        """Checks that everything left of a call's parameters is an argument of ``generate``.
+
+        Raises:
+            ValueError: one is not; ``own`` names the pipeline's parameters, which may be what was meant.
+        """
+        known = FIELDS.union(GENERATE_ARGUMENTS, NOT_SUPPORTED_ARGUMENTS)
+        for name in arguments:
+            if name in ("input_ids", "attention_mask", "item_indices"):
+                raise ValueError(f"{name}= is made by {self._named} and cannot be passed to it.")
+            if name not in known:
+                hint = nearest(name, known | own | {"batch_size", "item_offset"})
+                raise ValueError(f"{name!r} is neither a parameter of {self._named} nor of generate.{hint}")

