@@ -65,7 +65,8 @@ class GGUFFile:
         if not isinstance(architecture, str):
             raise CheckpointError(f"{self.path}: the metadata has no general.architecture; it holds no model.")
         self.architecture: str = architecture
-        if (parts := self.metadata.get("split.count", 1)) != 1:
+        parts = self.metadata.get("split.count")
+        if isinstance(parts, int) and parts > 1:
             raise CheckpointError(
                 f"{self.path}: is one of {parts} parts; join them first with `llama-gguf-split --merge FIRST_PART OUT`."
             )
@@ -97,6 +98,14 @@ class GGUFFile:
             return value[0]
         return value
 
+    def _number(self, key: str) -> int | float | None:
+        value = self._value(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
+            raise CheckpointError(
+                f"{self.path}: {self.architecture}.{key} must be a number of at least 0, not {value!r:.80}."
+            )
+        return value
+
     def config(self) -> dict[str, Any]:
         """Returns the configuration in the keys of config.json, ``model_type`` among them.
 
@@ -105,9 +114,11 @@ class GGUFFile:
         """
         spec = self.spec
         config: dict[str, Any] = {"model_type": spec.model_type, **spec.defaults}
-        keys = {**CONFIG_KEYS, **spec.config_keys}
+        keys: dict[str, str | None] = {**CONFIG_KEYS, **spec.config_keys}
         for theirs, ours in keys.items():
             if ours is not None and (value := self._value(theirs)) is not None:
+                if theirs in CONFIG_KEYS and not isinstance(value, list):
+                    value = self._number(theirs)
                 config[ours] = value
         # The embedding's rows are what the model has; the key and the token list may be padded otherwise.
         if EMBEDDING in self.tensors and self.tensors[EMBEDDING].shape:
@@ -130,19 +141,21 @@ class GGUFFile:
         if scaling := metadata_scaling(self.path, values):
             found["rope_scaling"] = scaling
         if ROPE_FREQS in self.tensors:
-            theta = float(values.get("freq_base", DEFAULT_THETA))
+            theta = float(self._number("rope.freq_base") or DEFAULT_THETA)
             if scaling := llama3_scaling(self.path, self._rope_factors(), theta):
                 found["rope_scaling"] = scaling
-        rotated, width = values.get("dimension_count"), self._head_width()
-        if isinstance(rotated, int) and width and rotated != width:
+        rotated, width = self._number("rope.dimension_count"), self._head_width()
+        if rotated and width and rotated != width:
             found["partial_rotary_factor"] = rotated / width
         return found
 
-    def _head_width(self) -> int | None:
-        width, heads = self._value("attention.key_length"), self._value("attention.head_count")
-        if isinstance(width, int):
+    def _head_width(self) -> int | float | None:
+        if width := self._number("attention.key_length"):
             return width
-        return self._value("embedding_length", 0) // heads if isinstance(heads, int) and heads > 0 else None
+        if isinstance(self._value("attention.head_count"), list):
+            return None
+        width, heads = self._number("embedding_length"), self._number("attention.head_count")
+        return width // heads if width and heads else None
 
     def _rope_factors(self) -> np.ndarray:
         tensor = self.tensors[ROPE_FREQS]

@@ -17,18 +17,20 @@ def metadata_scaling(path: Path, values: dict[str, Any]) -> dict[str, Any] | Non
     """Returns ``rope_scaling`` of config.json from the keys after ``<architecture>.rope.``, or None for no scaling.
 
     Raises:
-        CheckpointError: a scaling without its factor.
+        CheckpointError: the factor is missing or no number, or llama.cpp's meaning of a key has no Hub counterpart.
     """
-    kind = values.get("scaling.type", "linear" if values.get("scale_linear", 1.0) != 1.0 else "none")
     factor = values.get("scaling.factor", values.get("scale_linear"))
+    kind = values.get("scaling.type", "linear" if factor is not None else "none")
     if kind == "none" or (kind == "linear" and factor in (None, 0.0, 1.0)):
         return None
-    if factor is None:
-        raise CheckpointError(f"{path}: rope.scaling.type={kind!r} comes without rope.scaling.factor.")
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not isinstance(kind, str):
+        raise CheckpointError(f"{path}: rope.scaling.type={kind!r:.80} needs a number as rope.scaling.factor.")
+    # llama.cpp multiplies its own attention factor with it, the Hub's configurations replace theirs.
+    if values.get("scaling.attn_factor", 1.0) != 1.0:
+        raise CheckpointError(f"{path}: rope.scaling.attn_factor other than 1 is not supported.")
     scaling: dict[str, Any] = {"rope_type": kind, "factor": factor}
     renamed = {
         "scaling.original_context_length": "original_max_position_embeddings",
-        "scaling.attn_factor": "attention_factor",
         "scaling.yarn_beta_fast": "beta_fast",
         "scaling.yarn_beta_slow": "beta_slow",
     }

@@ -59,7 +59,7 @@ class HubFiles:
         self._listing: set[str] | None = None
         if local_files_only or constants.HF_HUB_OFFLINE:
             reason = "local_files_only=True" if local_files_only else "HF_HUB_OFFLINE=1"
-            self._commit = self._cached_commit() or self._raise_uncached(reason)
+            self._commit = self._use_cache(self._cached_commit() or self._raise_uncached(reason))
         else:
             self._commit = self._pin(revision)
         self.revision: str | None = self._commit
@@ -84,7 +84,7 @@ class HubFiles:
             logger.warning(
                 "%s: the Hub cannot be reached (%s); using commit %s from the cache.", self.repo_id, error, commit
             )
-            return commit
+            return self._use_cache(commit)
         if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
             raise CheckpointError(f"{self.where}: the Hub named no commit for revision {self._asked!r}.")
         self._listing = {file.rfilename for file in info.siblings or []}
@@ -118,6 +118,10 @@ class HubFiles:
             f"({type(error).__name__}: {error}). Without a network, pass local_files_only=True where the model is in "
             f"the cache ({self._cache}), or the path of a directory or .gguf file that holds it."
         )
+
+    def _use_cache(self, commit: str) -> str:
+        self.where = f"the cached commit {commit} of {self.repo_id!r} ({self._cache})"
+        return commit
 
     def _raise_uncached(self, reason: str) -> str:
         raise CheckpointError(

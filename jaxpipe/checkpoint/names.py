@@ -105,8 +105,10 @@ def match(wanted: Sequence[Entry], available: Mapping[str, TensorInfo], architec
     """
     shapes = {name: shape for entry in wanted for name, shape in entry.tensors.items()}
     prefix = f"{architecture.base}."
+    headed = any(name.startswith(prefix) for name in shapes)
     computed = {name.removeprefix(prefix).split(".")[0] for name in shapes}
     claims: dict[str, list[str]] = {}
+    copies: dict[str, str] = {}
     result = Match()
     for name in available:
         current = current_name(name, architecture)
@@ -117,14 +119,16 @@ def match(wanted: Sequence[Entry], available: Mapping[str, TensorInfo], architec
             claims.setdefault(target, []).append(name)
         elif any(re.fullmatch(pattern, bare) for pattern in (*IGNORED, *architecture.ignored)):
             continue
-        elif architecture.tied and bare == architecture.tied[0] and bare.split(".")[0] not in computed:
-            continue  # equals the embedding, or it would have been untied
+        elif (twin := _twin(bare, architecture, shapes)) is not None and headed:
+            copies.setdefault(twin, name)
+        elif any(re.fullmatch(pattern, bare) for pattern in architecture.other_heads):
+            result.unexpected.append(name)
         elif bare.split(".")[0] in computed:
             result.inside.append(name)
         else:
             result.unexpected.append(name)
     for name, shape in shapes.items():
-        found = claims.get(name, [])
+        found = claims.get(name) or [c for c in (copies.get(name),) if c is not None]
         if not found:
             result.missing.append(name)
         elif len(found) > 1:
@@ -134,6 +138,16 @@ def match(wanted: Sequence[Entry], available: Mapping[str, TensorInfo], architec
         else:
             result.sources[name] = found[0]
     return result
+
+
+def _twin(bare: str, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Returns the weight of the model that a tied weight of the checkpoint is one with, or None.
+
+    Where both are in the checkpoint they are equal, or `tying.settle_tying` would have untied them.
+    """
+    pairs = [*architecture.tied.items(), *((b, a) for a, b in architecture.tied.items())]
+    others = [other for name, other in pairs if name == bare]
+    return next((c for other in others for c in (other, f"{architecture.base}.{other}") if c in shapes), None)
 
 
 def current_name(name: str, architecture: Architecture) -> str:

@@ -12,7 +12,7 @@ from jaxpipe.checkpoint.safetensors import SafetensorsFile
 from jaxpipe.checkpoint.source import TensorSource
 from jaxpipe.common.errors import CheckpointError
 
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 PICKLES = re.compile(r"(.*\.)?(pytorch_model.*\.bin(\.index.*\.json)?|.*\.(bin|pt|pth|ckpt|pkl|pickle|h5|msgpack))")
 MOST_LISTED = 20
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from jaxpipe.checkpoint.names import Entry, Path
 from jaxpipe.checkpoint.safetensors import LazyArray
-from jaxpipe.checkpoint.sharded import write_sharded
 
 
 def save_weights(
@@ -23,6 +22,8 @@ def save_weights(
         arrays: the parameters' values.
         max_shard_size: in bytes, or such as ``"5GB"``.
     """
+    from jaxpipe.checkpoint.sharded import write_sharded
+
     write_sharded(directory, _tensors(wanted, arrays), max_shard_size)
 
 

@@ -16,17 +16,18 @@ ROWS = 1024
 def settle_tying(config: ModelConfig, architecture: Architecture, source: TensorSource) -> ModelConfig:
     """Unties a config whose checkpoint holds a head of its own.
 
-    A checkpoint of a tied model may hold the head as well. Where it equals the embedding it is
+    A checkpoint of a tied model may hold the head as well. Where it equals its twin it is
     left out; where it does not, the checkpoint is believed.
     """
-    if not config.tie_word_embeddings or architecture.tied is None:
+    if not config.tie_word_embeddings:
         return config
     names = {current_name(name, architecture).removeprefix(f"{architecture.base}."): name for name in source.infos}
-    head, embedding = (names.get(name) for name in architecture.tied)
-    if head is None or embedding is None or _equal(source, head, embedding):
+    pairs = [(names[head], names[twin]) for head, twin in architecture.tied.items() if {head, twin} <= set(names)]
+    different = [pair for pair in pairs if not _equal(source, *pair)]
+    if not different:
         return config
     logger.warning(
-        "tie_word_embeddings is true, but %s and %s differ in the checkpoint: the head is kept apart.", head, embedding
+        "tie_word_embeddings is true, but %s and %s differ in the checkpoint: the head is kept apart.", *different[0]
     )
     untied = dataclasses.replace(config, tie_word_embeddings=False)
     untied.extra = config.extra
@@ -39,6 +40,4 @@ def _equal(source: TensorSource, first: str, second: str) -> bool:
         return False
     chunks = (slice(i, min(i + ROWS, shape[0])) for i in range(0, shape[0], ROWS))
     rest = tuple(slice(0, n) for n in shape[1:])
-    return all(
-        np.array_equal(source.read(first, (rows, *rest)), source.read(second, (rows, *rest))) for rows in chunks
-    )
+    return all(np.array_equal(source.read(first, (rows, *rest)), source.read(second, (rows, *rest))) for rows in chunks)

@@ -61,9 +61,9 @@ def run_command(
 ) -> None:
     """Run a pipeline over the inputs of a configuration. Interrupted, the same command goes on where it stopped.
 
-    Answers go to output.path, one JSON line a row: index (from 0) and output. Rows that fail go to output.errors
-    (default: the same name with .errors.jsonl) with their line number; remove a line there to run that row again.
-    Beside them, a .run.json tells which configuration and input they belong to.
+    output.path gets a JSON line a row: its index, from 0, and its output.
+    output.errors gets the rows that fail; remove a line there to try its row again.
+    A .run.json beside them tells which configuration and input they belong to.
     """
     from jaxpipe.cli.config import load_config
     from jaxpipe.cli.run import run

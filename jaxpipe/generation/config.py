@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxpipe.common.errors import nearest
+from jaxpipe.common.errors import CheckpointError, nearest
 from jaxpipe.generation.settle import Layer, Settled, check_names, settle
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class GenerationConfig:
         if values is not None:
             return values, file_name or GENERATION_CONFIG_NAME
         if file_name is not None:
-            raise OSError(f"{checkpoint.name} has no file {file_name!r}.")
+            raise CheckpointError(f"{checkpoint.name} has no file {file_name!r}.")
         return checkpoint.read_json("config.json") or {}, "config.json"
 
     def save_pretrained(self, directory: str | Path) -> None:

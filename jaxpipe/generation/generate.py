@@ -248,6 +248,14 @@ class _Run:
         prompts = self._prompts
         if streamer is not None:
             streamer.put(prompts.ids)
+        try:
+            return self._answer(streamer, stops)
+        finally:
+            if streamer is not None:
+                streamer.end()  # also after an error, so that nobody waits for more
+
+    def _answer(self, streamer: BaseStreamer | None, stops: HostStops) -> np.ndarray:
+        prompts = self._prompts
         done = np.zeros(len(prompts.rows), bool)
         new = np.zeros((len(prompts.rows), 0), np.int32)
         for tokens in self._tokens():
@@ -261,8 +269,6 @@ class _Run:
                 done |= stops.stopped(np.concatenate([prompts.ids, new], axis=1), rows, new.shape[1])
             if done.all():
                 break
-        if streamer is not None:
-            streamer.end()
         return new
 
     def output(self, new: np.ndarray) -> jax.Array | GenerateOutput:

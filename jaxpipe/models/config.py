@@ -16,7 +16,19 @@ from jaxpipe.common.logging import warn_once
 # Keys of any config.json that change nothing here: bookkeeping, training, output switches that are
 # arguments of a call, and generation settings, which generation/config.py reads for itself.
 INERT = frozenset(
-    ["_name_or_path", "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_experts_implementation", "_output_attentions", "attn_implementation", "auto_map", "base_model_tp_plan", "finetuning_task", "gradient_checkpointing", "model_type", "name_or_path", "output_attentions", "output_hidden_states", "output_past", "pretraining_tp", "prefix", "problem_type", "pruned_heads", "return_dict", "return_dict_in_generate", "sep_token_id", "task_specific_params", "tf_legacy_loss", "tokenizer_class", "torchscript", "transformers_version", "transformers_weights", "use_bfloat16", "use_return_dict", "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "use_cache", "decoder_start_token_id", "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", "length_penalty", "max_length", "max_new_tokens", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "output_scores", "remove_invalid_values", "repetition_penalty", "suppress_tokens", "temperature", "top_k", "top_p", "typical_p", "xla_device", "quantization", "chunk_size_feed_forward", "is_encoder_decoder", "tie_encoder_decoder"]
+    """
+    _attn_implementation _attn_implementation_autoset _commit_hash _experts_implementation _name_or_path
+    _output_attentions attention_dropout attention_probs_dropout_prob attn_implementation auto_map bad_words_ids
+    base_model_tp_plan begin_suppress_tokens chunk_size_feed_forward classifier_dropout decoder_start_token_id
+    diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
+    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout_prob
+    is_encoder_decoder length_penalty max_length max_new_tokens min_length model_type name_or_path
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
+    output_past output_scores prefix pretraining_tp problem_type pruned_heads quantization remove_invalid_values
+    repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params
+    temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torchscript transformers_version
+    transformers_weights typical_p use_bfloat16 use_cache use_return_dict xla_device
+    """.split()
 )
 # Keys that would change what is computed: refused unless their value is one of these.
 REFUSED: Mapping[str, tuple[Any, ...]] = {

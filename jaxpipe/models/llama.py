@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from jaxpipe.common.errors import ConfigError
+from jaxpipe.common.gguf_spec import GGUFSpec
 from jaxpipe.common.outputs import BaseModelOutput, LogitsOutput
 from jaxpipe.models.config import ModelConfig
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
@@ -163,6 +164,29 @@ register(
         config=LlamaConfig,
         heads={BASE: LlamaModel, CAUSAL_LM: LlamaForCausalLM},
         base="model",
-        tied=("lm_head.weight", "embed_tokens.weight"),
+        tied={"lm_head.weight": "embed_tokens.weight"},
+        gguf=GGUFSpec(
+            architecture="llama",
+            model_type="llama",
+            tensors={
+                "token_embd": "model.embed_tokens",
+                "output_norm": "model.norm",
+                "output": "lm_head",
+                "blk.{bid}.attn_norm": "model.layers.{bid}.input_layernorm",
+                "blk.{bid}.attn_q": "model.layers.{bid}.self_attn.q_proj",
+                "blk.{bid}.attn_k": "model.layers.{bid}.self_attn.k_proj",
+                "blk.{bid}.attn_v": "model.layers.{bid}.self_attn.v_proj",
+                "blk.{bid}.attn_output": "model.layers.{bid}.self_attn.o_proj",
+                "blk.{bid}.ffn_norm": "model.layers.{bid}.post_attention_layernorm",
+                "blk.{bid}.ffn_gate": "model.layers.{bid}.mlp.gate_proj",
+                "blk.{bid}.ffn_up": "model.layers.{bid}.mlp.up_proj",
+                "blk.{bid}.ffn_down": "model.layers.{bid}.mlp.down_proj",
+            },
+            flags={"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"},
+            transforms={
+                r".*\.q_proj\.(weight|bias)": "unpermute_heads",
+                r".*\.k_proj\.(weight|bias)": "unpermute_kv_heads",
+            },
+        ),
     )
 )

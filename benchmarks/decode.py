@@ -1,0 +1,86 @@
+"""How many tokens a second does `model.generate` decode, beside Transformers on torch?
+
+Random weights of real shapes. On an H100:
+    python benchmarks/decode.py --shape llama-3.1-8b --dtype bfloat16 --work 1x128x256 --work 32x128x128
+On CPU:
+    python benchmarks/decode.py --shape smollm2-135m --dtype float32 --work 1x64x64
+Work is batch x prompt x new tokens. See benchmarks/README.md for what is counted.
+"""
+
+import argparse
+import time
+from typing import Any
+
+from harness import COUNTED, DISCARDED, Worker, spread, write
+
+PEERS = {
+    "transformers eager": ("transformers_decode.py", {"cache": "dynamic"}),
+    "transformers static": ("transformers_decode.py", {"cache": "static"}),
+}
+
+
+def measure(workers: dict[str, Worker], ceiling: Worker, work: tuple[int, int, int], rounds: int) -> dict[str, Any]:
+    """Times one kind of work on every worker, round by round."""
+    batch, prompt, new = work
+    first: dict[str, float] = {}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in workers}
+    bandwidth = []
+    for index in range(DISCARDED + rounds):
+        for name, worker in workers.items():
+            start = time.perf_counter()
+            # The longer one first: Transformers' static cache only grows.
+            whole = worker.ask(batch=batch, prompt=prompt, new=new)["seconds"]
+            one = worker.ask(batch=batch, prompt=prompt, new=1)["seconds"]
+            if index == 0:
+                first[name] = time.perf_counter() - start
+            elif index >= DISCARDED:
+                seconds[name].append((one, whole))
+        bandwidth.append(ceiling.ask()["bytes_per_s"] / 1e9)
+    results: dict[str, Any] = {"ceiling_gb_per_s": spread(bandwidth[DISCARDED:], 1)}
+    for name, pairs in seconds.items():
+        decode = [batch * (new - 1) / (whole - one) for one, whole in pairs]
+        results[name] = {
+            "decode_tokens_per_s": spread(decode, 2),
+            "total_tokens_per_s": spread([batch * new / whole for _, whole in pairs], 2),
+            "one_token_s": spread([one for one, _ in pairs]),
+            "first_calls_s": round(first[name], 2),
+        }
+    ours = results["jaxpipe"]["decode_tokens_per_s"]["median"]
+    for name in workers:
+        if name != "jaxpipe":
+            results[name]["jaxpipe_is_faster_by"] = round(ours / results[name]["decode_tokens_per_s"]["median"], 2)
+    read = workers["jaxpipe"].info["weight_bytes"] * ours / batch / 1e9
+    results["jaxpipe"]["weights_read_of_ceiling"] = round(read / results["ceiling_gb_per_s"]["median"], 3)
+    return results
+
+
+def main() -> None:
+    """Runs every work on every worker and writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="smollm2-135m")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device-map", default=None)
+    parser.add_argument("--work", action="append", required=True, help="batch x prompt x new, such as 1x128x256")
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--rounds", type=int, default=COUNTED)
+    parser.add_argument("--output", required=True)
+    arguments = parser.parse_args()
+    settings = {"shape": arguments.shape, "dtype": arguments.dtype}
+    workers = {"jaxpipe": Worker("jaxpipe_decode.py", {**settings, "device_map": arguments.device_map})}
+    for name in arguments.peers:
+        script, more = PEERS[name]
+        workers[name] = Worker(script, {**settings, **more})
+    ceiling = Worker("bandwidth.py", {"platform": workers["jaxpipe"].info["platform"]})
+    results = {}
+    for work in arguments.work:
+        batch, prompt, new = (int(part) for part in work.split("x"))
+        results[work] = measure(workers, ceiling, (batch, prompt, new), arguments.rounds)
+    info = {name: worker.info for name, worker in workers.items()}
+    for worker in (*workers.values(), ceiling):
+        worker.close()
+    device = workers["jaxpipe"].info["device"]
+    write(arguments.output, {**settings, "workers": info, "work": results}, device)
+
+
+if __name__ == "__main__":
+    main()
