@@ -7,6 +7,7 @@ from pathlib import Path as FilePath
 import jax
 import numpy as np
 
+from jaxpipe.checkpoint.index import write_sharded
 from jaxpipe.checkpoint.names import Entry, Path
 from jaxpipe.checkpoint.safetensors import LazyArray
 
@@ -22,8 +23,6 @@ def save_weights(
         arrays: the parameters' values.
         max_shard_size: in bytes, or such as ``"5GB"``.
     """
-    from jaxpipe.checkpoint.sharded import write_sharded
-
     write_sharded(directory, _tensors(wanted, arrays), max_shard_size)
 
 

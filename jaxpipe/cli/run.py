@@ -105,7 +105,7 @@ def make_pipeline(config: RunConfig) -> Any:
     """The pipeline that a configuration describes, with ``call`` as its defaults, so that wrong ones fail at once.
 
     Raises:
-        ConfigError: a key of ``call`` belongs to the making of the pipeline.
+        ConfigError: a key of ``call`` belongs to the making of the pipeline, or nothing takes one of the keys.
     """
     from jaxpipe.pipelines import pipeline
 
@@ -118,14 +118,18 @@ def make_pipeline(config: RunConfig) -> Any:
     if config.max_memory is not None:
         model_kwargs["max_memory"] = config.max_memory
     given = {"revision": config.revision, "tokenizer": config.tokenizer, "device_map": config.device_map}
-    return pipeline(
-        config.task,
-        model=config.model,
-        dtype=config.dtype,
-        model_kwargs=model_kwargs,
-        **{key: value for key, value in given.items() if value is not None},
-        **config.call,
-    )
+    try:
+        return pipeline(
+            config.task,
+            model=config.model,
+            dtype=config.dtype,
+            model_kwargs=model_kwargs,
+            **{key: value for key, value in given.items() if value is not None},
+            **config.call,
+        )
+    except TypeError as error:
+        # Arguments that nothing takes come from these two mappings: all others are checked above.
+        raise ConfigError(f"model_kwargs or call: {error}") from error
 
 
 def run(config: RunConfig) -> int:

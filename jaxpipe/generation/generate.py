@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxpipe.common.outputs import ModelOutput
@@ -195,19 +194,18 @@ class _Run:
         record = tuple(name for name in ("scores", "logits") if self._records(name))
         n = settled.num_return_sequences
         fill = self.rows - count
-        keys = row_keys(
-            seed,
-            jnp.asarray(np.pad(np.repeat(np.asarray(items), n), (0, fill))),
-            jnp.asarray(np.pad(np.tile(np.arange(n), count // n), (0, fill))),
-        )
-        self.pad_id = settled.pad_token_id if settled.pad_token_id is not None else 0
 
         def place(x: Any) -> jax.Array:
             return jax.device_put(x, batch_sharding(functional.mesh, self.rows, x.ndim))
 
+        keys = None
+        if settled.do_sample:
+            item = np.pad(np.repeat(np.asarray(items), n), (0, fill))
+            keys = place(row_keys(seed, item, np.pad(np.tile(np.arange(n), count // n), (0, fill))))
+        self.pad_id = settled.pad_token_id if settled.pad_token_id is not None else 0
         self._choice = Choice(
             processors_for(settled, generator._config.vocab_size),
-            place(keys),
+            keys,
             eos_array(settled.eos_token_ids),
             np.int32(self.pad_id),
             settled.do_sample,

@@ -24,7 +24,7 @@ class Choice:
 
     Attributes:
         processors: applied to the logits in order.
-        keys: (B,) PRNG keys of the rows.
+        keys: (B,) PRNG keys of the rows, None where nothing is drawn.
         eos_ids: (n,) int32, -1 where unused.
         pad_id: () int32, what a row that ended puts out.
         do_sample: draw, else take the most likely.

@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
 Array = jax.Array
 
 
-def row_keys(seed: int, item_indices: Array, return_indices: Array) -> Array:
+def row_keys(seed: int, item_indices: ArrayLike, return_indices: ArrayLike) -> Array:
     """Returns a PRNG key for each row.
 
     Args:
@@ -18,12 +20,18 @@ def row_keys(seed: int, item_indices: Array, return_indices: Array) -> Array:
         (B,) typed keys. The generator is always threefry, whose draws are the same alone, under vmap and sharded.
     """
     low, high = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
-    key = jax.random.fold_in(jax.random.key(jnp.uint32(low), impl="threefry2x32"), jnp.uint32(high))
+    items, sequences = (np.asarray(indices).astype(np.uint32) for indices in (item_indices, return_indices))
+    return _row_keys(np.uint32(low), np.uint32(high), items, sequences)
+
+
+@jax.jit
+def _row_keys(low: Array, high: Array, items: Array, sequences: Array) -> Array:
+    key = jax.random.fold_in(jax.random.key(low, impl="threefry2x32"), high)
 
     def row_key(item: Array, sequence: Array) -> Array:
         return jax.random.fold_in(jax.random.fold_in(key, item), sequence)
 
-    return jax.vmap(row_key)(jnp.asarray(item_indices, jnp.uint32), jnp.asarray(return_indices, jnp.uint32))
+    return jax.vmap(row_key)(items, sequences)
 
 
 def sample(keys: Array, position: Array, logits: Array) -> Array:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxpipe.checkpoint.resolve import Checkpoint, resolve
 from jaxpipe.common.dtypes import to_dtype
-from jaxpipe.common.logging import logger, warn_once
+from jaxpipe.common.logging import info_once, logger, warn_once
 from jaxpipe.pipelines.registry import (
     check_task,
     default_model,
@@ -79,13 +79,13 @@ def pipeline(
         revision = default_revision if revision is None else revision
         logger.warning("No model was given for %s; using %s.", task, model)
     given = dict(model_kwargs or {})
-    hub = {"revision": revision, "token": token}
-    _move(_HUB, kwargs, given, hub, into=hub)
+    hub: dict[str, Any] = {}
+    _move(_HUB, kwargs, given, {"revision": revision, "token": token}, into=hub)
     _move(_MODEL, kwargs, given, {"device_map": device_map}, into=given)
     _settle_dtype(dtype, kwargs, given)
     _settle_device(device, given)
     loaded = not isinstance(model, (str, Path, Checkpoint))
-    checkpoint = None if loaded else resolve(model, **{name: value for name, value in hub.items() if value is not None})
+    checkpoint = None if loaded else resolve(model, **hub)
     if task is None:
         task = _inferred_task(model if loaded else checkpoint, loaded)
         entry = check_task(task)[1]
@@ -93,9 +93,11 @@ def pipeline(
     ready = _check_loaded(model, given) if loaded else _load_model(checkpoint, config, entry or {}, hub, given, task)
     if trust_remote_code:
         warn_once("trust_remote_code= has no effect: jaxpipe never runs code of a repository.")
+    if not use_fast:
+        info_once("use_fast= has no effect: tokenizers are always fast ones.")
     if getattr(chosen, "_load_tokenizer", None) is not False:
         local = {name: value for name, value in hub.items() if name in ("token", "cache_dir", "local_files_only")}
-        kwargs["tokenizer"] = _load_tokenizer(tokenizer, checkpoint, ready, chosen, {**local, "use_fast": use_fast})
+        kwargs["tokenizer"] = _load_tokenizer(tokenizer, checkpoint, ready, chosen, local)
     return chosen(model=ready, task=task, **kwargs)
 
 
@@ -262,4 +264,3 @@ def _load_tokenizer(tokenizer: Any, checkpoint: Any, model: Any, chosen: Any, ar
         if required:
             raise
         return None
-

@@ -194,7 +194,8 @@ class TextGenerationPipeline(GeneratingPipeline):
         # A streamer prints one row; a tokenizer without pad token says that its model is not for batches.
         if forward.get("streamer") is not None or self.tokenizer.pad_token_id is None:
             return 1
-        return super()._default_batch_size(arranged, forward)
+        sequences = self._given_settings(forward).get("num_return_sequences") or 1
+        return max(1, super()._default_batch_size(arranged, forward) // sequences)
 
     def _needs_same_length(self, forward: Mapping[str, Any]) -> bool:
         # min_length and max_length count the prompt, which generate takes to be as long as the batch is wide. A larger

@@ -93,6 +93,8 @@ def apply(
     variables: dict[str, Any],
 ) -> Any:
     """Renders and encodes conversations; see ``Tokenizer.apply_chat_template`` for the arguments."""
+    if variables.pop("sanitize_control_tokens", False):
+        raise ValueError("sanitize_control_tokens is not supported; remove control tokens from the messages yourself.")
     if return_assistant_tokens_mask and not (return_dict and tokenize):
         raise ValueError("return_assistant_tokens_mask=True needs tokenize=True and return_dict=True.")
     if continue_final_message and add_generation_prompt:

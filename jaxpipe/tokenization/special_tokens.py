@@ -110,7 +110,7 @@ class SpecialTokens:
             special_tokens: whether decoding with ``skip_special_tokens`` leaves them out.
 
         Returns:
-            How many tokens are new; the model's embedding must have ``len(tokenizer)`` rows.
+            How many tokens were added or match in another way now; the model needs ``len(tokenizer)`` embeddings.
         """
         if not new_tokens:
             return 0
@@ -127,7 +127,7 @@ class SpecialTokens:
             replace_extra_special_tokens: whether a list of extra tokens replaces the present one or extends it.
 
         Returns:
-            How many tokens are new.
+            As ``add_tokens``.
 
         Raises:
             ValueError: an unknown name, or a value that is not a token.

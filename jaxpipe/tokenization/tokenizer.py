@@ -170,6 +170,11 @@ class Tokenizer(Encoder):
         """Returns how many special tokens encoding adds to one text, or to a pair."""
         return self._backend.num_special_tokens_to_add(pair)
 
+    def get_special_tokens_mask(self, token_ids: Any) -> list[int]:
+        """Returns 1 for every special token among the ids of one row, else 0."""
+        special = set(self.all_special_ids)
+        return [int(index in special) for index in padding.to_lists(token_ids)]
+
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """Returns the token of an id, or the tokens of a list or array of ids; None for an id past the vocabulary."""
         ids = padding.to_lists(ids)

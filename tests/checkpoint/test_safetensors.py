@@ -371,5 +371,5 @@ def test_joined_source(tmp_path: Path) -> None:
     joined.close()
     with pytest.raises(ValueError, match="closed"):
         joined.read("a")
-    with pytest.raises(CheckpointError, match="'a' also lies in a.safetensors"):
+    with pytest.raises(CheckpointError, match=r"'a' also lies in a\.safetensors"):
         JoinedSource([files[0], files[0]])

@@ -70,6 +70,17 @@ def test_a_call_key_that_loads_is_refused(here, factory):
     assert not (here / "out.jsonl").exists()
 
 
+def test_an_argument_that_nothing_takes_is_one_line(here, monkeypatch):
+    def picky(task, *, model, dtype, model_kwargs):
+        raise TypeError(f"from_pretrained got an unknown argument {next(iter(model_kwargs))!r}.")
+
+    monkeypatch.setattr("jaxpipe.pipelines.pipeline", picky)
+    assert (
+        "model_kwargs or call: from_pretrained got an unknown argument 'foo'"
+        in run("model_kwargs.foo=1", code=1).stderr
+    )
+
+
 def test_a_complete_run_is_not_done_again(here, factory):
     run()
     assert "complete, nothing to do" in run().stderr

@@ -76,9 +76,7 @@ class ArithmeticModel:
         item_indices=None, **settings,
     ):  # fmt: skip
         self.calls.append({"input_ids": input_ids, "seed": seed, "item_indices": item_indices, **settings})
-        settled = resolve(
-            generation_config, self.generation_config, settings, prompt_length=input_ids.shape[1]
-        )
+        settled = resolve(generation_config, self.generation_config, settings, prompt_length=input_ids.shape[1])
         self.settled = settled
         copies = settled.num_return_sequences
         new = np.full((len(input_ids) * copies, settled.max_new_tokens), settled.pad_token_id or 0)

@@ -2,7 +2,14 @@
 
 import pytest
 
-from jaxpipe.pipelines import PIPELINE_REGISTRY, SUPPORTED_TASKS, TASK_ALIASES, Pipeline, check_task, get_supported_tasks
+from jaxpipe.pipelines import (
+    PIPELINE_REGISTRY,
+    SUPPORTED_TASKS,
+    TASK_ALIASES,
+    Pipeline,
+    check_task,
+    get_supported_tasks,
+)
 from jaxpipe.pipelines.registry import PipelineRegistry, default_model, infer_task, model_classes
 
 

@@ -111,7 +111,9 @@ def test_wrong_return_types(generator):
 
 def test_special_tokens_stay_on_request(pipe_of):
     pipe = pipe_of()
-    ended = next(p for p in map(str, range(60)) if pipe(p, return_tensors=True, **GREEDY)[0]["generated_token_ids"][-1] == 1)
+    ended = next(
+        p for p in map(str, range(60)) if pipe(p, return_tensors=True, **GREEDY)[0]["generated_token_ids"][-1] == 1
+    )
     assert not text_of(pipe(ended, **GREEDY)).endswith("</s>")
     assert text_of(pipe(ended, skip_special_tokens=False, **GREEDY)).endswith("</s>")
 
@@ -297,7 +299,9 @@ def test_total_lengths_leave_the_prefix_out(pipe_of):
 def test_stop_sequence(pipe_of, stop):
     pipe = pipe_of(generation={"eos_token_id": None})
     arguments = {"do_sample": False, "max_new_tokens": 40}
-    texts = [result[0]["generated_text"][len(p) :] for result, p in zip(pipe(PROMPTS, **arguments), PROMPTS, strict=True)]
+    texts = [
+        result[0]["generated_text"][len(p) :] for result, p in zip(pipe(PROMPTS, **arguments), PROMPTS, strict=True)
+    ]
     stopped = pipe(PROMPTS, stop_sequence=stop, return_full_text=False, **arguments)
     assert any("e" in text for text in texts)
     for text, result in zip(texts, stopped, strict=True):

@@ -13,10 +13,13 @@ from jaxpipe.tokenization.tools import function_schema
 
 LLAMA3 = (
     "{{- bos_token }}{%- for message in messages %}"
-    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim }}<|eot_id|>"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
 )
-TOOL_USE = "{{ tools | tojson }}{{ documents | tojson(indent=2) }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+TOOL_USE = (
+    "{{ tools | tojson }}{{ documents | tojson(indent=2) }}"
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+)
 MASKED = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }} end{% endgeneration %}"
     "{% else %}<{{ m.content }}>{% endif %}\n{% endfor %}"
@@ -127,7 +130,7 @@ def test_templates_by_name(tokenizer, gpt2_v5) -> None:
     assert named.apply_chat_template(MESSAGES, tools=[{"a": 1}], tokenize=False) == "T"
     documents = [{"title": "t", "text": "doc"}]
     assert named.apply_chat_template(MESSAGES, documents=documents, chat_template="rag", tokenize=False) == "doc"
-    with pytest.raises(ValueError, match="no chat template 'rga'.*Did you mean 'rag'"):
+    with pytest.raises(ValueError, match=r"no chat template 'rga'.*Did you mean 'rag'"):
         named.get_chat_template("rga")
     listed = AutoTokenizer.from_pretrained(gpt2_v5, chat_template=[{"name": "a", "template": "A"}])
     with pytest.raises(ValueError, match="name one of a"):
@@ -193,8 +196,8 @@ HOSTILE = {
     "product": "{{ 'x' * 10**10 }}",
     "list product": "{{ [0] * 10**10 }}",
     "power": "{{ 10 ** (10 ** 10) }}",
-    "doubling": "{% set ns = namespace(s='xxxxxxxx') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-    "joining": "{% set ns = namespace(s='xxxxxxxx') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+    "doubling": "{% set ns = namespace(s='xxxx') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "joining": "{% set ns = namespace(s='xxxx') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
     "recursion": "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
     "width": "{{ '%99999999999d' % 1 }}",
     "include": "{% include '/etc/passwd' %}",
@@ -223,6 +226,11 @@ def test_refusal_names_the_template(gpt2_v5) -> None:
         tokenizer.apply_chat_template(MESSAGES, chat_template="x\n{% for %}")
     with pytest.raises(ValueError, match="refuses these messages: roles must alternate"):
         tokenizer.apply_chat_template(MESSAGES, chat_template="{{ raise_exception('roles must alternate') }}")
+
+
+def test_control_tokens_are_not_sanitized_silently(tokenizer) -> None:
+    with pytest.raises(ValueError, match="sanitize_control_tokens is not supported"):
+        tokenizer.apply_chat_template(MESSAGES, sanitize_control_tokens=True)
 
 
 def test_long_conversations_fit_the_bounds(tokenizer) -> None:

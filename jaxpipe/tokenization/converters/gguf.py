@@ -28,7 +28,9 @@ GPT2_LIKE = ("default", "gpt-2", "mpt", "olmo", "phi-2", "jina-es", "jina-de", "
 DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 LLAMA3_LIKE = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2", "midm-2.0")
 LLAMA3_SPLIT_ONLY = ("dbrx", "smaug-bpe")
-QWEN2_LIKE = ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "kormo")
+QWEN2_LIKE = ("qwen2", "deepseek-r1-qwen", "megrez", "kormo")
+# Of these the tokenizer.json composes characters first.
+COMPOSED = ("qwen2", "deepseek-r1-qwen")
 KNOWN_PRE = (*GPT2_LIKE, *DIGITS_APART, *LLAMA3_LIKE, *LLAMA3_SPLIT_ONLY, *QWEN2_LIKE)
 SPACE = "\u2581"
 
@@ -103,7 +105,8 @@ def _byte_level(vocabulary: dict[str, Any], path: Path) -> "Backend":
     if pre in (*LLAMA3_LIKE, *LLAMA3_SPLIT_ONLY):
         backend.pre_tokenizer = split_by(LLAMA3)
     elif pre in QWEN2_LIKE:
-        backend.normalizer = normalizers.NFC()
+        if pre in COMPOSED:
+            backend.normalizer = normalizers.NFC()
         backend.pre_tokenizer = split_by(QWEN2)
     else:
         steps = [pre_tokenizers.Digits(individual_digits=True)] if pre in DIGITS_APART else []

@@ -1,0 +1,166 @@
+"""The table of parity cases: tiny configs with odd sizes, several for every architecture and head.
+
+An architecture joins by a row of `CONFIGS` for each config, in the oracle's keys, and a row of `HEADS`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
+BASE, CAUSAL_LM = "AutoModel", "AutoModelForCausalLM"
+MASKED_LM, SEQUENCE_CLASSIFICATION = "AutoModelForMaskedLM", "AutoModelForSequenceClassification"
+
+# Auto classes of each architecture, which are the heads.
+HEADS: dict[str, tuple[str, ...]] = {
+    "llama": (CAUSAL_LM, BASE),
+    "gpt2": (CAUSAL_LM, BASE),
+    "bert": (MASKED_LM, SEQUENCE_CLASSIFICATION, BASE),
+}
+
+# Architectures whose models read token_type_ids.
+TOKEN_TYPES = ("bert", "gpt2")
+
+# model_type -> name -> config; the first of an architecture is the quick one.
+CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
+    "llama": {
+        # Prompts of the tests reach beyond the original 16 positions.
+        "grouped_biased_llama3": {
+            "hidden_size": 36,
+            "intermediate_size": 50,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rope_parameters": LLAMA3,
+        },
+        "one_kv_head_wide_tied_linear": {
+            "hidden_size": 35,
+            "intermediate_size": 33,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 1,
+            "head_dim": 10,
+            "hidden_act": "gelu",
+            "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0},
+            "tie_word_embeddings": True,
+        },
+        "multi_head_default": {
+            "hidden_size": 56,
+            "intermediate_size": 90,
+            "num_attention_heads": 7,
+            "rms_norm_eps": 1e-3,
+            "num_hidden_layers": 3,
+        },
+    },
+    "gpt2": {
+        "three_heads": {"n_embd": 36, "n_head": 3, "n_positions": 70},
+        "scaled_by_layer": {
+            "n_embd": 35,
+            "n_head": 5,
+            "n_inner": 61,
+            "n_positions": 83,
+            "n_layer": 3,
+            "activation_function": "relu",
+            "scale_attn_by_inverse_layer_idx": True,
+            "reorder_and_upcast_attn": True,
+            "layer_norm_epsilon": 1e-3,
+        },
+        "unscaled_untied": {
+            "n_embd": 28,
+            "n_head": 7,
+            "n_positions": 66,
+            "scale_attn_weights": False,
+            "tie_word_embeddings": False,
+        },
+    },
+    "bert": {
+        "three_heads": {
+            "hidden_size": 36,
+            "num_attention_heads": 3,
+            "intermediate_size": 50,
+            "max_position_embeddings": 70,
+            "num_labels": 5,
+        },
+        "three_types_relu": {
+            "hidden_size": 35,
+            "num_attention_heads": 5,
+            "intermediate_size": 41,
+            "max_position_embeddings": 47,
+            "num_hidden_layers": 3,
+            "hidden_act": "relu",
+            "type_vocab_size": 3,
+            "layer_norm_eps": 1e-3,
+            "num_labels": 1,
+        },
+        "untied": {
+            "hidden_size": 28,
+            "num_attention_heads": 7,
+            "intermediate_size": 30,
+            "max_position_embeddings": 48,
+            "hidden_act": "gelu_new",
+            "tie_word_embeddings": False,
+            "num_labels": 3,
+        },
+    },
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One config of one architecture under one head.
+
+    Attributes:
+        head: name of the Auto class, here and in the oracle.
+        config: keys of the oracle's config class.
+    """
+
+    model_type: str
+    head: str
+    name: str
+    config: dict[str, Any] = field(repr=False)
+
+    @property
+    def token_types(self) -> bool:
+        return self.model_type in TOKEN_TYPES
+
+    def __str__(self) -> str:
+        return f"{self.model_type}-{self.head.removeprefix('AutoModel') or 'Base'}-{self.name}"
+
+
+def _config(own: dict[str, Any]) -> dict[str, Any]:
+    layers = {} if {"n_layer", "num_hidden_layers"} & set(own) else {"num_hidden_layers": 2}
+    # Wide weights, so that no two tokens come close to the same score.
+    return {"vocab_size": 131, "initializer_range": 0.4, **IDS, **layers, **own}
+
+
+CASES = {
+    model_type: [
+        [Case(model_type, head, name, _config(own)) for head in HEADS[model_type]]
+        for name, own in configs.items()
+    ]
+    for model_type, configs in CONFIGS.items()
+}
+
+
+def params(*heads: str) -> list[Any]:
+    """The cases as pytest parameters; all but each architecture's first config are marked `full`.
+
+    Args:
+        heads: only these; all of them by default.
+    """
+    found = []
+    for configs in CASES.values():
+        for i, row in enumerate(configs):
+            marks = [pytest.mark.full] if i else []
+            found += [pytest.param(case, id=str(case), marks=marks) for case in row if not heads or case.head in heads]
+    return found

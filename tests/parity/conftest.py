@@ -1,0 +1,3 @@
+"""The checkpoints that parity tests share."""
+
+from tests.parity.harness import made  # noqa: F401
