@@ -83,7 +83,7 @@ class GGUFFile:
 
             self._spec = registry.gguf_spec(self.architecture)
             if self._spec is None:
-                specs = (registry.architecture(model_type).gguf for model_type in registry.MODULES)
+                specs = (registry.architecture(model_type).gguf for model_type in registry.model_types())
                 known = sorted(spec.architecture for spec in specs if spec)
                 raise CheckpointError(
                     f"{self.path}: general.architecture {self.architecture!r} is not supported in GGUF files; "

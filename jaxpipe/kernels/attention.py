@@ -18,6 +18,9 @@ def attention(
     mask: Array | None = None,
     causal: bool = False,
     weights: bool = False,
+    bias: Array | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
 ) -> tuple[Array, Array | None]:
     """Attends with H query heads to K key-value heads, H a multiple of K.
 
@@ -28,31 +31,53 @@ def attention(
         mask: (1 or B, T, S) bool, True where a key is seen.
         causal: column t sees no column after t; T = S.
         weights: return the probabilities too.
+        bias: (1 or B, H, T, S), added to the scaled scores.
+        softcap: scaled scores are brought to ``softcap * tanh(scores / softcap)`` before the bias.
+        sinks: (H,), a score of each head that takes part in the softmax and attends to nothing.
 
     Returns:
         the outputs (B, T, H, h) in q's dtype, and the probabilities (B, H, T, S) or None.
     """
-    if mask is None and not weights and q.shape[1] > 1:
+    plain = mask is None and bias is None and softcap is None and sinks is None and not weights
+    if plain and q.shape[1] > 1 and v.shape[-1] == q.shape[-1]:
         out = _cudnn(q, k, v, scale, causal)
         if out is not None:
             return out, None
-    return xla_attention(q, k, v, scale=scale, mask=mask, causal=causal, weights=weights)
+    extras = {"bias": bias, "softcap": softcap, "sinks": sinks}
+    return xla_attention(q, k, v, scale=scale, mask=mask, causal=causal, weights=weights, **extras)
 
 
 def xla_attention(
-    q: Array, k: Array, v: Array, *, scale: float, mask: Array | None, causal: bool, weights: bool
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    scale: float,
+    mask: Array | None,
+    causal: bool,
+    weights: bool,
+    bias: Array | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
 ) -> tuple[Array, Array | None]:
     """The plain form of `attention`, which every other form is tested against."""
     b, t, heads, h = q.shape
     s, kv_heads = k.shape[1:3]
     q = q.reshape(b, t, kv_heads, heads // kv_heads, h)  # (B, T, K, H/K, h)
     scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32) * scale
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias.astype(jnp.float32).reshape(bias.shape[0], kv_heads, -1, *bias.shape[2:])
     if causal:
         mask = jnp.tril(jnp.ones((1, t, s), bool)) if mask is None else mask & jnp.tril(jnp.ones((1, t, s), bool))
     if mask is not None:
         # Finite, so that a row that sees nothing stays free of NaN.
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    probabilities = jax.nn.softmax(scores, axis=-1)  # (B, K, H/K, T, S)
+    if sinks is not None:
+        sink = sinks.astype(jnp.float32).reshape(1, kv_heads, -1, 1, 1)
+        scores = jnp.concatenate([scores, jnp.broadcast_to(sink, (*scores.shape[:-1], 1))], axis=-1)
+    probabilities = jax.nn.softmax(scores, axis=-1)[..., :s]  # (B, K, H/K, T, S)
     out = jnp.einsum("bkgts,bskh->btkgh", probabilities.astype(v.dtype), v)
     out = out.reshape(b, t, heads, v.shape[-1]).astype(q.dtype)
     return out, probabilities.reshape(b, heads, t, s).astype(q.dtype) if weights else None

@@ -1,6 +1,9 @@
 """Which architectures there are: ``model_type`` -> config class, modules of its heads, names of its weights."""
 
 import importlib
+import importlib.util
+import pkgutil
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,9 +11,6 @@ from typing import Any
 from jaxpipe.common.errors import ConfigError, nearest
 from jaxpipe.common.gguf_spec import GGUFSpec
 from jaxpipe.models.config import ModelConfig
-
-# Module of jaxpipe.models that registers each model_type.
-MODULES = {"bert": "bert", "gpt2": "gpt2", "llama": "llama"}
 
 BASE, CAUSAL_LM, MASKED_LM, SEQUENCE_CLASSIFICATION = (
     "base model",
@@ -69,25 +69,36 @@ def register(architecture: Architecture) -> Architecture:
     return architecture
 
 
+def model_types() -> list[str]:
+    """Returns every ``model_type`` that is supported: each has a file of its name in `jaxpipe.models`."""
+    import jaxpipe.models
+
+    for module in pkgutil.iter_modules(jaxpipe.models.__path__):
+        importlib.import_module(f"jaxpipe.models.{module.name}")
+    return sorted(_registry.architectures)
+
+
 def architecture(model_type: str | None, *, file: str = "config.json") -> Architecture:
     """Returns the architecture of a ``model_type``.
 
     Raises:
         ConfigError: there is none of that name; the message lists those that are supported.
     """
-    if model_type in MODULES:
-        importlib.import_module(f"jaxpipe.models.{MODULES[model_type]}")
+    if model_type and model_type not in _registry.architectures:
+        name = f"jaxpipe.models.{str(model_type).replace('-', '_')}"
+        if re.fullmatch(r"[\w-]+", str(model_type)) and importlib.util.find_spec(name):
+            importlib.import_module(name)
     if model_type not in _registry.architectures:
-        known = sorted({*MODULES, *_registry.architectures})
+        known = model_types()
         found = f"model_type {model_type!r} is not supported" if model_type else "there is no key 'model_type'"
-        raise ConfigError(f"{file}: {found}; supported: {', '.join(known)}." + nearest(str(model_type), known))
+        raise ConfigError(
+            f"{file}: {found}; supported: {', '.join(known)}.{nearest(str(model_type), known)} "
+            "docs/adding_a_model.md says how one is added."
+        )
     return _registry.architectures[model_type]
 
 
 def gguf_spec(name: str) -> GGUFSpec | None:
     """Returns how GGUF files of ``general.architecture`` `name` are read, or None where that is not known."""
-    for model_type in MODULES:
-        spec = architecture(model_type).gguf
-        if spec is not None and spec.architecture == name:
-            return spec
-    return None
+    specs = (architecture(model_type).gguf for model_type in model_types())
+    return next((spec for spec in specs if spec is not None and spec.architecture == name), None)

@@ -80,8 +80,20 @@ def attend(
     scale: float,
     window: int | None = None,
     weights: bool = False,
+    bias: Array | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
 ) -> tuple[Array, KVLayer | None, Array | None]:
     """Attends with q (B, T, H, h) to k and v (B, T, K, h), or to the cache after they are written into it.
+
+    Args:
+        q, k, v: of the call's tokens.
+        span: which keys are seen, and where the cache is written.
+        cache: of this layer.
+        scale: of the scores.
+        window: see `Span.mask`.
+        weights: return the probabilities too.
+        bias, softcap, sinks: see `kernels.attention.attention`; a bias is over the keys of `span`.
 
     Returns:
         the heads' outputs (B, T, H, h), the cache of the layer, and, if `weights`, the
@@ -92,6 +104,15 @@ def attend(
         if not span.whole:
             k, v = cache.keys, cache.values
     out, probabilities = attention(
-        q, k, v, scale=scale, mask=span.mask(window), causal=span.causal and span.whole, weights=weights
+        q,
+        k,
+        v,
+        scale=scale,
+        mask=span.mask(window),
+        causal=span.causal and span.whole,
+        weights=weights,
+        bias=bias,
+        softcap=softcap,
+        sinks=sinks,
     )
     return out, cache, probabilities

@@ -86,7 +86,17 @@ class Rope:
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any], head_dim: int) -> "Rope":
-        """Makes the frequencies from a config's rope parameters."""
+        """Makes the frequencies from a config's rope parameters.
+
+        Raises:
+            ConfigError: the rotated part of a head cannot be split into pairs.
+        """
+        rotated = int(head_dim * (parameters.get("partial_rotary_factor") or 1.0))
+        if rotated % 2 or not 0 < rotated <= head_dim:
+            raise ConfigError(
+                f"config.json: {rotated} of the {head_dim} dimensions of a head would be rotated; it must be an even "
+                "number of them (see head_dim and partial_rotary_factor)."
+            )
         hashable = {k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()}
         return cls(tuple(sorted(hashable.items())), head_dim)
 
@@ -106,10 +116,18 @@ class Rope:
         return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: Array, table: tuple[Array, Array]) -> Array:
-    """Rotates pairs (i, i + rotated / 2) of the first dimensions of x (B, T, H, h) by the angles of `table`."""
+def rotate(x: Array, table: tuple[Array, Array], *, interleaved: bool = False) -> Array:
+    """Rotates the first dimensions of x (B, T, H, h) by the angles of `table`, in pairs.
+
+    Args:
+        x: queries or keys.
+        table: cosine and sine (B, T, rotated / 2).
+        interleaved: pairs are neighbours (2i, 2i + 1), else halves (i, i + rotated / 2).
+    """
     cos, sin = (t[:, :, None, :] for t in table)  # (B, T, 1, rotated / 2)
     half = cos.shape[-1]
-    first, second = (part.astype(jnp.float32) for part in (x[..., :half], x[..., half : 2 * half]))
+    turning = x[..., : 2 * half].astype(jnp.float32)
+    first, second = (turning[..., ::2], turning[..., 1::2]) if interleaved else jnp.split(turning, 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate([*(t.astype(x.dtype) for t in turned), x[..., 2 * half :]], axis=-1)
+    joined = jnp.stack(turned, axis=-1).reshape(turning.shape) if interleaved else jnp.concatenate(turned, axis=-1)
+    return jnp.concatenate([joined.astype(x.dtype), x[..., 2 * half :]], axis=-1)

@@ -3,7 +3,9 @@
 An architecture joins by a row of `CONFIGS` for each config, in the oracle's keys, and a row of `HEADS`.
 """
 
+import importlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +31,7 @@ HEADS: dict[str, tuple[str, ...]] = {
 }
 
 # Architectures whose models read token_type_ids.
-TOKEN_TYPES = ("bert", "gpt2")
+TOKEN_TYPES: tuple[str, ...] = ("bert", "gpt2")
 
 # model_type -> name -> config; the first of an architecture is the quick one.
 CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
@@ -114,6 +116,44 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+# Configs for several devices, the quick one first. On 4 tensor shards the first of each splits its heads or repeats
+# its key-value heads, and does not split the vocabulary; the second splits nothing.
+MESH_CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
+    "llama": {
+        "repeated_kv_heads": {
+            "hidden_size": 48,
+            "intermediate_size": 52,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+        "undivided": CONFIGS["llama"]["grouped_biased_llama3"],
+    },
+    "gpt2": {
+        "four_heads": {"n_embd": 36, "n_head": 4, "n_inner": 52, "n_positions": 70},
+        "undivided": CONFIGS["gpt2"]["three_heads"] | {"n_inner": 55},
+    },
+    "bert": {
+        "four_heads": {
+            "hidden_size": 36,
+            "num_attention_heads": 4,
+            "intermediate_size": 52,
+            "max_position_embeddings": 70,
+        },
+        "undivided": CONFIGS["bert"]["three_heads"],
+    },
+}
+
+
+# Families of architectures bring tables of their own, of the same names, in modules beside this one.
+for _module in sorted(Path(__file__).parent.glob("cases_*.py")):
+    _family = importlib.import_module(f"tests.parity.{_module.stem}")
+    HEADS |= _family.HEADS
+    CONFIGS |= _family.CONFIGS
+    MESH_CONFIGS |= _family.MESH_CONFIGS
+    TOKEN_TYPES += getattr(_family, "TOKEN_TYPES", ())
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -149,6 +189,12 @@ CASES = {
         for name, own in configs.items()
     ]
     for model_type, configs in CONFIGS.items()
+}
+
+# model_type -> the cases for several devices, each under its architecture's first head.
+MESH_CASES = {
+    model_type: [Case(model_type, HEADS[model_type][0], name, _config(own)) for name, own in configs.items()]
+    for model_type, configs in MESH_CONFIGS.items()
 }
 
 

@@ -11,9 +11,8 @@ from jaxpipe.generation.streamers import TextIteratorStreamer
 from jaxpipe.pipelines import pipeline
 
 PROMPTS = ["the cat", "a dog ate the rat and sat on the mat", "hello", "hello world again a dog", "on a mat"]
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 LLAMA = {**SIZES, "num_key_value_heads": 2, "vocab_size": 300, "initializer_range": 0.3, "bos_token_id": 0}
-MESHES = [{"data": 2, "tensor": 2}, {"fsdp": 4}]
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +40,8 @@ def extractor(tokenizer_of):
 def test_generation_does_not_depend_on_the_batch(generator, arguments):
     arguments = {"max_new_tokens": 12, **arguments}
     alone = [generator(prompt, item_offset=index, **arguments) for index, prompt in enumerate(PROMPTS)]
-    for batch_size in (1, 2, 4):
-        assert generator(PROMPTS, batch_size=batch_size, **arguments) == alone
-    assert list(generator(iter(PROMPTS[2:]), item_offset=2, batch_size=2, **arguments)) == alone[2:]
+    assert generator(PROMPTS, batch_size=4, **arguments) == alone
+    assert list(generator(iter(PROMPTS[2:]), item_offset=2, batch_size=3, **arguments)) == alone[2:]
 
 
 def test_set_seed_fixes_calls(generator):
@@ -63,17 +61,17 @@ def test_features_do_not_depend_on_the_batch(extractor):
             np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("device_map", MESHES)
-def test_meshes(generator, extractor, device_map):
+def test_a_mesh(generator, extractor):
     import jax
 
     if len(jax.devices()) < 4:
         pytest.skip("needs 4 devices")
+    device_map = {"data": 2, "tensor": 2}
     config = generator.model.config
     spread = AutoModelForCausalLM.from_config(config, dtype="float32", device_map=device_map)
     arguments = {"do_sample": False, "max_new_tokens": 6}
     pipe = pipeline("text-generation", model=spread, tokenizer=generator.tokenizer)
-    assert pipe(PROMPTS, batch_size=3, **arguments) == generator(PROMPTS, **arguments)
+    assert pipe(PROMPTS, batch_size=4, **arguments) == generator(PROMPTS, batch_size=4, **arguments)
     spread = AutoModel.from_config(extractor.model.config, dtype="float32", device_map=device_map)
     pipe = pipeline("feature-extraction", model=spread, tokenizer=extractor.tokenizer)
     for got, wanted in zip(pipe(PROMPTS, batch_size=3), extractor(PROMPTS), strict=True):
@@ -91,12 +89,10 @@ def test_a_stream_is_the_text(generator):
 
 
 def test_shapes_are_compiled_once_a_bucket(extractor):
-    sizes = lambda: extractor.model._forward._cache_size()  # noqa: E731
-    for length in range(1, 30):
-        extractor(["a" * length] * (1 + length % 4), batch_size=4)
-    before = sizes()
-    # 16 and 32 tokens; 1, 2 and 4 rows.
-    assert before <= 6 + 3
-    for length in range(1, 30):
-        extractor(["b" * length] * (1 + (length + 1) % 4), batch_size=4)
-    assert sizes() <= 12
+    compiled = extractor.model._forward._cache_size
+    before = compiled()
+    for letter in "ab":
+        for length in range(1, 31, 2):
+            extractor([letter * length] * (1 + length % 4), batch_size=4)
+        # Batches of 2 and 4 rows, of 16 and 32 tokens.
+        assert compiled() - before <= 4
