@@ -33,7 +33,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-full lint typecheck format bench-cpu clean
+.PHONY: help venv demo test test-full lint typecheck format bench-cpu readme clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -61,8 +61,12 @@ format: $(INSTALLED)-dev ## Rewrite the files in the style that `lint` checks
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench-cpu: $(TEST_INSTALLED) $(VENV)/.models-test ## Measure decoding on this CPU, Transformers beside it
-	@$(BIN)/python benchmarks/decode.py $(ARGS)
+bench-cpu: $(TEST_INSTALLED) $(VENV)/.models-test ## Measure decoding on this CPU, Transformers beside it, and the import
+	@$(BIN)/python benchmarks/decode.py --work 1x64x64 --output benchmarks/results/decode_cpu.json $(ARGS)
+	@$(BIN)/python benchmarks/import_time.py --output benchmarks/results/import_time.json
+
+readme: $(INSTALLED)-core ## Write the table of architectures into README.md
+	@$(BIN)/python -m jaxpipe.cli.readme README.md
 
 clean: ## Remove what tools left behind, the environments stay
 	@rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -49,7 +49,7 @@ def measure(workers: dict[str, Worker], ceiling: Worker, work: tuple[int, int, i
     for name in workers:
         if name != "jaxpipe":
             results[name]["jaxpipe_is_faster_by"] = round(ours / results[name]["decode_tokens_per_s"]["median"], 2)
-    read = workers["jaxpipe"].info["weight_bytes"] * ours / batch / 1e9
+    read = workers["jaxpipe"].info["read_bytes"] * ours / batch / 1e9
     results["jaxpipe"]["weights_read_of_ceiling"] = round(read / results["ceiling_gb_per_s"]["median"], 3)
     return results
 
@@ -66,11 +66,15 @@ def main() -> None:
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
     settings = {"shape": arguments.shape, "dtype": arguments.dtype}
-    workers = {"jaxpipe": Worker("jaxpipe_decode.py", {**settings, "device_map": arguments.device_map})}
+    # The workers share the device's memory; JAX would take three quarters of it for itself.
+    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.35"}
+    ours = {**settings, "device_map": arguments.device_map}
+    workers = {"jaxpipe": Worker("jaxpipe_decode.py", ours, share)}
     for name in arguments.peers:
         script, more = PEERS[name]
         workers[name] = Worker(script, {**settings, **more})
-    ceiling = Worker("bandwidth.py", {"platform": workers["jaxpipe"].info["platform"]})
+    platform = {"platform": workers["jaxpipe"].info["platform"]}
+    ceiling = Worker("bandwidth.py", platform, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
     results = {}
     for work in arguments.work:
         batch, prompt, new = (int(part) for part in work.split("x"))

@@ -22,12 +22,13 @@ class Worker:
     Args:
         script: below ``workers/``.
         settings: its one argument, as JSON.
+        variables: of its environment, beside this process's.
     """
 
-    def __init__(self, script: str, settings: dict[str, Any]):
+    def __init__(self, script: str, settings: dict[str, Any], variables: dict[str, str] | None = None):
         command = [sys.executable, str(HERE / "workers" / script), json.dumps(settings)]
         paths = [str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(variables or {})}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

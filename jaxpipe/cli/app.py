@@ -130,6 +130,15 @@ def chat_command(
     converse(make_pipeline(model, dtype, device_map, revision), system, call)
 
 
+@app.command("models")
+@reported
+def models_command() -> None:
+    """List the architectures that are supported, as a Markdown table."""
+    from jaxpipe.models.table import architectures_table
+
+    typer.echo(architectures_table())
+
+
 @app.command("env")
 @reported
 def env_command(
