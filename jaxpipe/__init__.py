@@ -12,7 +12,10 @@ if TYPE_CHECKING:
         AutoModel,
         AutoModelForCausalLM,
         AutoModelForMaskedLM,
+        AutoModelForQuestionAnswering,
+        AutoModelForSeq2SeqLM,
         AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
     )
     from jaxpipe.common.random import set_seed
     from jaxpipe.generation.config import GenerationConfig
@@ -29,7 +32,10 @@ __all__ = [
     "AutoModel",
     "AutoModelForCausalLM",
     "AutoModelForMaskedLM",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSeq2SeqLM",
     "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
     "AutoTokenizer",
     "GenerationConfig",
     "TextIteratorStreamer",
@@ -44,7 +50,10 @@ _LOCATIONS = {
     "AutoModel": "jaxpipe.auto",
     "AutoModelForCausalLM": "jaxpipe.auto",
     "AutoModelForMaskedLM": "jaxpipe.auto",
+    "AutoModelForQuestionAnswering": "jaxpipe.auto",
+    "AutoModelForSeq2SeqLM": "jaxpipe.auto",
     "AutoModelForSequenceClassification": "jaxpipe.auto",
+    "AutoModelForTokenClassification": "jaxpipe.auto",
     "AutoTokenizer": "jaxpipe.tokenization",
     "GenerationConfig": "jaxpipe.generation.config",
     "PIPELINE_REGISTRY": "jaxpipe.pipelines",

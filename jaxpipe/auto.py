@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxpipe.checkpoint.build import Blueprint, build, fit, from_seed, from_source
 from jaxpipe.checkpoint.names import Match
+from jaxpipe.checkpoint.redrawn import redraw
 from jaxpipe.checkpoint.resolve import Checkpoint, resolve
 from jaxpipe.checkpoint.source import TensorSource
 from jaxpipe.checkpoint.tying import settle_tying
@@ -27,8 +28,8 @@ HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_do
 WITHOUT_EFFECT = {
     "low_cpu_mem_usage": "weights always go straight to their devices",
     "trust_remote_code": "code of a repository is never run",
-    "use_safetensors": "weights are always read from safetensors or GGUF",
-    "weights_only": "no pickle is ever read",
+    "use_safetensors": "safetensors are read where there are any",
+    "weights_only": "nothing that stands in a pickle is ever run",
     "use_fast": "tokenizers always are",
     "offload_folder": "weights are not offloaded",
     "offload_state_dict": "weights always go straight to their devices",
@@ -64,7 +65,16 @@ class AutoConfig:
         checkpoint = resolve(name_or_path, **{k: kwargs.pop(k) for k in HUB_ARGUMENTS if k in kwargs})
         values, file = read_config(checkpoint)
         model_type = values.get("model_type")
-        return registry.architecture(model_type, file=file).config.from_dict({**values, **kwargs}, file=file)
+        return registry.architecture(model_type, file=file).config.from_dict(_overridden(values, kwargs), file=file)
+
+
+def _overridden(values: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's keys with the caller's; a number of labels takes the place of names that are not as many."""
+    merged = {**values, **kwargs}
+    labels = kwargs.get("num_labels")
+    if labels is not None and "id2label" not in kwargs and len(values.get("id2label") or ()) != labels:
+        merged |= {"id2label": None, "label2id": None}
+    return merged
 
 
 def read_config(checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
@@ -111,6 +121,7 @@ class _AutoModel:
         attn_implementation: str | None = None,
         generation_config: GenerationConfig | None = None,
         output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Loads a checkpoint; every weight goes straight to its devices.
@@ -130,6 +141,8 @@ class _AutoModel:
             generation_config: used instead of the checkpoint's own.
             output_loading_info: also return a dict of ``missing_keys``, ``unexpected_keys``,
                 ``mismatched_keys`` and ``error_msgs``.
+            ignore_mismatched_sizes: draw weights at random whose shape in the checkpoint is another one, such as those
+                of a classifier for other labels, instead of raising; a warning lists them.
             kwargs: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``,
                 ``subfolder``, ``variant``; other names override keys of the config.
 
@@ -145,14 +158,16 @@ class _AutoModel:
             values, file = read_config(checkpoint)
             architecture = registry.architecture(values.get("model_type"), file=file)
             _check_overrides(kwargs, architecture)
-            config = architecture.config.from_dict({**values, **kwargs}, file=file)
+            config = architecture.config.from_dict(_overridden(values, kwargs), file=file)
         else:
             architecture = registry.architecture(config.model_type)
             _check_overrides(kwargs, None)
         source = checkpoint.weights()
-        config = settle_tying(config, architecture, source)
+        config = settle_tying(config.get_text_config(), architecture, source)
         wanted = _dtype(dtype if dtype is not None else torch_dtype, config, source, device_map, mesh)
-        blueprint, found = fit(Blueprint(architecture, cls.head, config, wanted), source, checkpoint.name)
+        blueprint = Blueprint(architecture, cls.head, config, wanted)
+        blueprint, found = fit(blueprint, source, checkpoint.name, ignore_mismatched=ignore_mismatched_sizes)
+        source = redraw(source, found, blueprint, checkpoint.name)
         _say_unexpected(found, checkpoint.name, blueprint)
         built = build(
             blueprint,
@@ -193,6 +208,7 @@ class _AutoModel:
             seed: of the weights; they do not depend on the mesh.
             torch_dtype, device_map, mesh, max_memory, matmul_precision: as in `from_pretrained`.
         """
+        config = config.get_text_config()
         wanted = _dtype(dtype if dtype is not None else torch_dtype, config, None, device_map, mesh)
         blueprint = Blueprint(registry.architecture(config.model_type), cls.head, config, wanted)
         built = build(
@@ -213,6 +229,12 @@ class AutoModelForCausalLM(_AutoModel):
     head = registry.CAUSAL_LM
 
 
+class AutoModelForSeq2SeqLM(_AutoModel):
+    """An encoder-decoder with a language-model head."""
+
+    head = registry.SEQ2SEQ_LM
+
+
 class AutoModelForMaskedLM(_AutoModel):
     """An encoder with a masked-language-model head."""
 
@@ -223,6 +245,18 @@ class AutoModelForSequenceClassification(_AutoModel):
     """A model with a classification head over whole sequences."""
 
     head = registry.SEQUENCE_CLASSIFICATION
+
+
+class AutoModelForTokenClassification(_AutoModel):
+    """A model with a classification head over every token."""
+
+    head = registry.TOKEN_CLASSIFICATION
+
+
+class AutoModelForQuestionAnswering(_AutoModel):
+    """A model that marks where in its input an answer begins and ends."""
+
+    head = registry.QUESTION_ANSWERING
 
 
 def _dtype(
@@ -269,7 +303,7 @@ def _say_without_effect(kwargs: dict[str, Any], attn_implementation: str | None)
 
 
 def _check_overrides(kwargs: Mapping[str, Any], architecture: registry.Architecture | None) -> None:
-    accepted = set(architecture.config.keys()) if architecture else set()
+    accepted = {*architecture.config.keys(), "num_labels"} if architecture else set()
     for name in kwargs:
         if name not in accepted:
             known = [*HUB_ARGUMENTS, *WITHOUT_EFFECT, *accepted, "dtype", "device_map", "mesh", "max_memory", "config"]
@@ -278,10 +312,19 @@ def _check_overrides(kwargs: Mapping[str, Any], architecture: registry.Architect
 
 def _say_unexpected(found: Match, where: str, blueprint: Blueprint) -> None:
     if found.unexpected:
-        logger.warning("%s: %s does not use %s.", where, blueprint.name, ", ".join(sorted(found.unexpected)))
-    if blueprint.without:
+        logger.warning("%s: %s does not use %s.", where, blueprint.name, _by_module(found.unexpected))
+    if blueprint.without and blueprint.head == registry.BASE:
         absent = ", ".join(blueprint.without)
         logger.warning("%s: the checkpoint has no %s; what it would put out is None.", where, absent)
+
+
+def _by_module(names: list[str]) -> str:
+    """Lists names of weights; those of one outermost module as one, where they are many."""
+    roots: dict[str, list[str]] = {}
+    for name in sorted(names):
+        roots.setdefault(name.split(".")[0], []).append(name)
+    parts = [[f"{root}.* ({len(own)} weights)"] if len(own) > 8 else own for root, own in roots.items()]
+    return ", ".join(name for part in parts for name in part)
 
 
 def _loading_info(blueprint: Blueprint, found: Match) -> dict[str, Any]:

@@ -18,11 +18,13 @@ from jaxpipe.common.errors import nearest
 from jaxpipe.common.outputs import ModelOutput
 from jaxpipe.generation.config import GenerationConfig
 from jaxpipe.generation.generate import Generator
+from jaxpipe.generation.seq2seq import Seq2SeqGenerator
 from jaxpipe.models.config import ModelConfig
+from jaxpipe.models.registry import CAUSAL_LM, SEQ2SEQ_LM
 from jaxpipe.sharding.mesh import Device, batch_sharding, use_mesh
 from jaxpipe.sharding.plan import ShardingPlan
 
-# Inputs of a call, beside the switches of what is put out.
+# Inputs of a call, beside the switches of what is put out, of modules that do not list their own.
 INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 
 
@@ -121,7 +123,8 @@ class PreTrainedModel:
             attention_mask: (B, T), 1 for tokens and 0 for padding; all ones if None.
             output_hidden_states: put out the states before and after every layer.
             output_attentions: put out every layer's attention probabilities.
-            inputs: ``position_ids`` (B, T), and ``token_type_ids`` (B, T) where the model has them.
+            inputs: ``position_ids`` (B, T), and ``token_type_ids`` (B, T) where the model has them; of
+                encoder-decoders ``decoder_input_ids`` (B, T') and ``decoder_attention_mask`` (B, T').
 
         Raises:
             ValueError: an id or position is out of range, or shapes do not agree.
@@ -146,33 +149,59 @@ class PreTrainedModel:
         """Brings inputs to int32 arrays (B, T) and checks every index, since a gather on the device clamps them."""
         limits = self.config.limits()
         arrays = {}
+        if inputs["input_ids"] is None:
+            raise ValueError(f"{self.class_name} needs input_ids, an int array (batch, length).")
         for name, value in inputs.items():
             if value is None:
                 continue
-            if name not in INPUTS or (name not in limits and name == "token_type_ids"):
+            if name not in self._inputs:
                 raise TypeError(
-                    f"{self.class_name} takes no input {name!r}; it takes "
-                    f"{', '.join(n for n in INPUTS if n != 'token_type_ids' or n in limits)}." + nearest(name, INPUTS)
+                    f"{self.class_name} takes no input {name!r}; it takes {', '.join(self._inputs)}."
+                    + nearest(name, self._inputs)
                 )
             arrays[name] = check_ids(name, value, limits.get(name))
-        ids = arrays["input_ids"]
         for name, array in arrays.items():
-            if array.shape != ids.shape and not (name == "position_ids" and array.shape == (1, ids.shape[1])):
-                raise ValueError(f"{name} has shape {array.shape}, but input_ids has {ids.shape}.")
-        check_length(ids.shape[1], self.config)
+            of = "decoder_input_ids" if name == "decoder_attention_mask" else "input_ids"
+            if of not in arrays:
+                raise ValueError(f"{name} is given without {of}.")
+            wanted = arrays[of].shape
+            if name == "decoder_input_ids" and len(array) == wanted[0]:
+                check_length(array.shape[1], self.config, name)
+            elif array.shape != wanted and not (name == "position_ids" and array.shape == (1, wanted[1])):
+                raise ValueError(f"{name} has shape {array.shape}, but {of} has {wanted}.")
+        check_length(arrays["input_ids"].shape[1], self.config)
+        if self._check is not None:
+            self._check(self.config, arrays)
         mask = arrays.get("attention_mask")
-        if mask is not None and mask.all():
+        # Causal attention without padding has a kernel that needs no mask; others keep it, lest they compile twice.
+        if mask is not None and mask.all() and self._generates:
             del arrays["attention_mask"]
         return arrays
 
     @functools.cached_property
+    def _inputs(self) -> tuple[str, ...]:
+        """Names of the inputs that the module takes."""
+        names = getattr(type(self.module), "inputs", INPUTS)
+        return tuple(name for name in names if name != "token_type_ids" or name in self.config.limits())
+
+    @functools.cached_property
+    def _check(self) -> Callable[[ModelConfig, Mapping[str, np.ndarray]], None] | None:
+        """The module's own check of its inputs, for what indices alone do not tell."""
+        return getattr(type(self.module), "check_inputs", None)
+
+    @functools.cached_property
+    def _generates(self) -> bool:
+        return hasattr(self.module, "cache_layers")
+
+    @functools.cached_property
     def _generator(self) -> Generator:
-        if not hasattr(self.module, "cache_layers") or "causal" not in self.head:
+        if self.head not in (CAUSAL_LM, SEQ2SEQ_LM):
             raise TypeError(
                 f"{self.class_name} has no language-model head to generate with; load the model with "
-                "AutoModelForCausalLM."
+                "AutoModelForCausalLM, or AutoModelForSeq2SeqLM if it is an encoder-decoder."
             )
-        return Generator(self._functional, self._built.leaves, self.config)
+        cls = Generator if self.head == CAUSAL_LM else Seq2SeqGenerator
+        return cls(self._functional, self._built.leaves, self.config)
 
     def generate(self, input_ids: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
         """Generates; see `generation.generate.Generator.generate` for every argument."""
@@ -197,15 +226,15 @@ class PreTrainedModel:
         save_weights(directory, self._built.entries, arrays, max_shard_size)
         self.config.architectures, self.config.dtype = [self.class_name], self.dtype.name
         (directory / "config.json").write_text(self.config.to_json_string())
-        if hasattr(self.module, "cache_layers"):
+        if self._generates:
             self.generation_config.save_pretrained(directory)
 
 
-def check_length(tokens: int, config: ModelConfig) -> None:
+def check_length(tokens: int, config: ModelConfig, name: str = "input_ids") -> None:
     """Raises ValueError where an input has more tokens than the model has learned positions."""
-    limit = config.limits().get("position_ids")
+    limit = config.longest_input()
     if limit is not None and tokens > limit:
         raise ValueError(
-            f"The input has {tokens} tokens, but {config.model_type!r} has learned positions for {limit}; truncate it "
-            "(truncation=True in the tokenizer or pipeline)."
+            f"The input ({name}) has {tokens} tokens, but {config.model_type!r} has learned positions for {limit}; "
+            "truncate it (truncation=True in the tokenizer or pipeline)."
         )

@@ -14,6 +14,7 @@ from jaxpipe.checkpoint.source import TensorSource
 from jaxpipe.common.errors import ConfigError
 from jaxpipe.models.config import ModelConfig
 from jaxpipe.models.registry import BASE, Architecture
+from jaxpipe.nn.cache import layer_bytes
 from jaxpipe.nn.functional import Functional
 from jaxpipe.nn.init import Init
 from jaxpipe.sharding.plan import ShardingPlan, Weight, make_plan
@@ -27,7 +28,8 @@ class Blueprint:
     """A module that is not built yet: which class, of which config, in which dtype.
 
     Attributes:
-        without: attributes of the base model that the checkpoint lacks and the head does not need.
+        without: attributes of the base model that the checkpoint lacks and the head does not need, and
+            attributes of the head that may be absent.
     """
 
     architecture: Architecture
@@ -62,7 +64,8 @@ class Blueprint:
             init = Init(dtype=self.dtype, head_shards=head_shards, std=std)
             module = self.architecture.heads[self.head](self.config, init)
             for attribute in self.without:
-                setattr(module if self.head == BASE else getattr(module, self.architecture.base), attribute, None)
+                own = self.head == BASE or attribute in self.architecture.head_optional
+                setattr(module if own else getattr(module, self.architecture.base), attribute, None)
             return module
 
         return nnx.eval_shape(make)
@@ -88,11 +91,8 @@ class Blueprint:
         if not hasattr(module, "cache_layers"):
             return 0
         tokens = min(getattr(self.config, "max_position_embeddings", CACHE_TOKENS), CACHE_TOKENS)
-        heads = sum(
-            kv_heads * head_dim // (head_shards if kv_heads % head_shards == 0 else 1)
-            for kv_heads, head_dim in module.cache_layers()
-        )
-        return 2 * tokens * heads * self.dtype.itemsize
+        layers = [*module.cache_layers(), *getattr(module, "memory_layers", list)()]
+        return sum(layer_bytes(layer, tokens, self.dtype, head_shards) for layer in layers)
 
 
 def dotted(path: Path) -> str:
@@ -111,22 +111,26 @@ class Built:
     plan: ShardingPlan
 
 
-def fit(blueprint: Blueprint, source: TensorSource, where: str) -> tuple[Blueprint, Match]:
+def fit(
+    blueprint: Blueprint, source: TensorSource, where: str, *, ignore_mismatched: bool = False
+) -> tuple[Blueprint, Match]:
     """Compares a blueprint with a checkpoint, and leaves out what is optional and absent.
+
+    Shapes may differ with ``ignore_mismatched``; `redrawn.redraw` then makes those weights.
 
     Raises:
         WeightsError: one error that lists all that does not fit.
     """
-    found = match(blueprint.entries(), source.infos, blueprint.architecture)
-    if blueprint.head == BASE:
-        absent = []
-        for attribute in blueprint.architecture.optional:
-            inside = {n for e in blueprint.entries() for n in e.tensors if n.startswith(f"{attribute}.")}
-            if inside and inside <= set(found.missing):
-                absent.append(attribute)
-                found.missing = [name for name in found.missing if name not in inside]
-        blueprint = replace(blueprint, without=tuple(absent))
-    found.check(where, blueprint.name)
+    headed = blueprint.head != BASE
+    found = match(blueprint.entries(), source.infos, blueprint.architecture, headed=headed)
+    absent = []
+    for attribute in blueprint.architecture.head_optional if headed else blueprint.architecture.optional:
+        inside = {n for e in blueprint.entries() for n in e.tensors if f"{n}.".startswith(f"{attribute}.")}
+        if inside and inside <= set(found.missing):
+            absent.append(attribute)
+            found.missing = [name for name in found.missing if name not in inside]
+    blueprint = replace(blueprint, without=tuple(absent))
+    found.check(where, blueprint.name, ignore_mismatched=ignore_mismatched)
     return blueprint, found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxpipe.checkpoint.gguf_header import GGUFTensor, read_header
 from jaxpipe.checkpoint.gguf_rope import llama3_scaling, metadata_scaling
-from jaxpipe.checkpoint.gguf_tensors import RAW, ROPE_FREQS, GGUFSource
+from jaxpipe.checkpoint.gguf_tensors import RAW, ROPE_FREQS, ROPE_LONG, ROPE_SHORT, GGUFSource
 from jaxpipe.checkpoint.source import TensorSource
 from jaxpipe.common.errors import CheckpointError, nearest
 from jaxpipe.common.gguf_spec import GGUFSpec
@@ -129,6 +129,8 @@ class GGUFFile:
         config |= {key: name in self.tensors for key, name in spec.flags.items()}
         config |= self._rope(config)
         config |= {"bos_token_id": None, "eos_token_id": None} | self.generation_config()
+        if spec.derive:
+            config |= spec.derive(config)
         config["dtype"] = self._dtype()
         self._report_unused(keys)
         return config
@@ -142,8 +144,13 @@ class GGUFFile:
             found["rope_scaling"] = scaling
         if ROPE_FREQS in self.tensors:
             theta = float(self._number("rope.freq_base") or DEFAULT_THETA)
-            if scaling := llama3_scaling(self.path, self._rope_factors(), theta):
+            if scaling := llama3_scaling(self.path, self._rope_factors(ROPE_FREQS), theta):
                 found["rope_scaling"] = scaling
+        if {ROPE_LONG, ROPE_SHORT} <= set(self.tensors):
+            long, short = (self._rope_factors(name).tolist() for name in (ROPE_LONG, ROPE_SHORT))
+            found["rope_scaling"] = {"rope_type": "longrope", "long_factor": long, "short_factor": short}
+            if "scaling.attn_factor" in values:
+                found["rope_scaling"]["attention_factor"] = values["scaling.attn_factor"]
         rotated, width = self._number("rope.dimension_count"), self._head_width()
         if rotated and width and rotated != width:
             found["partial_rotary_factor"] = rotated / width
@@ -157,10 +164,10 @@ class GGUFFile:
         width, heads = self._number("embedding_length"), self._number("attention.head_count")
         return width // heads if width and heads else None
 
-    def _rope_factors(self) -> np.ndarray:
-        tensor = self.tensors[ROPE_FREQS]
+    def _rope_factors(self, name: str) -> np.ndarray:
+        tensor = self.tensors[name]
         if tensor.type not in RAW:
-            raise CheckpointError(f"{self.path}: {ROPE_FREQS!r} must be stored as plain numbers.")
+            raise CheckpointError(f"{self.path}: {name!r} must be stored as plain numbers.")
         data = np.frombuffer(self._data, np.uint8)[tensor.begin : tensor.end]
         return data.view(RAW[tensor.type]).astype(np.float64)
 

@@ -27,6 +27,9 @@ RAW: dict[int, np.dtype] = {
     30: np.dtype(ml_dtypes.bfloat16),
 }
 ROPE_FREQS = "rope_freqs.weight"
+ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+# Transforms that leave the rows where they are.
+PLAIN_TRANSFORMS = ("transpose", "minus_one")
 # Values dequantised at once. The package's intermediate arrays take several times as much.
 CHUNK = 2**20
 
@@ -103,8 +106,8 @@ class GGUFSource:
         self._tensors: dict[str, tuple[GGUFTensor, str | None]] = {}
         self.infos: dict[str, TensorInfo] = {}
         for tensor in tensors.values():
-            # It holds a scaling of the configuration, not a weight.
-            if tensor.name == ROPE_FREQS:
+            # They hold a scaling of the configuration, not a weight.
+            if tensor.name in (ROPE_FREQS, ROPE_LONG, ROPE_SHORT):
                 continue
             name = hub_name(spec, tensor.name)
             if name in self.infos:
@@ -118,11 +121,12 @@ class GGUFSource:
             self._tensors[name] = tensor, transform
 
     def _check_transform(self, tensor: GGUFTensor, transform: str | None) -> None:
-        if transform is None or transform == "transpose":
+        if transform is None or transform in PLAIN_TRANSFORMS:
             return
         heads = self._heads.get(transform)
         if transform not in self._heads:
-            raise ValueError(f"{tensor.name!r}: transform {transform!r} is not one of {['transpose', *self._heads]}.")
+            known = [*PLAIN_TRANSFORMS, *self._heads]
+            raise ValueError(f"{tensor.name!r}: transform {transform!r} is not one of {known}.")
         if not isinstance(heads, int) or heads <= 0 or not tensor.shape or tensor.shape[0] % (2 * heads):
             raise CheckpointError(
                 f"{self.path}: tensor {tensor.name!r} of shape {tensor.shape} cannot be split in "
@@ -158,6 +162,8 @@ class GGUFSource:
             array = array if array.flags.aligned else array.copy()
         else:
             array = _dequantise(raw, tensor, index, rows)
+        if transform == "minus_one":
+            return array - np.ones((), array.dtype)
         return array.T if transform == "transpose" else array
 
     def _rows(self, tensor: GGUFTensor, transform: str | None) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""Checkpoints in several safetensors files: the index that lists them, read and written in the Hub's layout."""
+"""Checkpoints in several files: the index that lists them, read and written in the Hub's layout."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from jaxpipe.checkpoint.safetensors import (
     sync_directory,
     write_partial,
 )
-from jaxpipe.checkpoint.source import JoinedSource
+from jaxpipe.checkpoint.source import JoinedSource, TensorSource
 from jaxpipe.common.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
@@ -32,11 +32,11 @@ def is_plain_relative(name: str) -> bool:
     return all(part not in ("", ".", "..") for part in name.split("/"))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object that a JSON file holds.
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Returns the object, or with ``kind=list`` the list, that a JSON file holds.
 
     Raises:
-        CheckpointError: the file cannot be read, is not JSON, or holds something other than an object.
+        CheckpointError: the file cannot be read, is not JSON, or holds something else.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -44,13 +44,18 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object, not {type(value).__name__}.")
+    if not isinstance(value, kind):
+        wanted = "object" if kind is dict else "list"
+        raise CheckpointError(f"{path}: must hold a JSON {wanted}, not {type(value).__name__}.")
     return value
 
 
-def weight_map(path: Path) -> dict[str, str]:
+def weight_map(path: Path, suffix: str = ".safetensors") -> dict[str, str]:
     """Returns what an index says: for every tensor the name of the file that holds it.
+
+    Args:
+        path: the index.
+        suffix: of the files that it may name.
 
     Raises:
         CheckpointError: the index is malformed, or names a file outside its folder.
@@ -65,31 +70,38 @@ def weight_map(path: Path) -> dict[str, str]:
             raise CheckpointError(
                 f"{path}: refused: tensor {name!r} should lie in {file!r}, which leads out of the checkpoint's folder."
             )
-        if not file.endswith(".safetensors"):
-            raise CheckpointError(f"{path}: refused: tensor {name!r} lies in {file!r}, which is no safetensors file.")
+        if not file.endswith(suffix):
+            raise CheckpointError(f"{path}: refused: tensor {name!r} lies in {file!r}, which is no {suffix} file.")
     return mapping
 
 
-def open_index(path: Path, locate: Callable[[str], Path | None]) -> JoinedSource:
+def open_index(
+    path: Path,
+    locate: Callable[[str], Path | None],
+    open_file: Callable[[Path], TensorSource] = SafetensorsFile,
+    suffix: str = ".safetensors",
+) -> JoinedSource:
     """Opens every shard that an index lists.
 
     Args:
-        path: the index, ``model.safetensors.index.json``.
+        path: the index, such as ``model.safetensors.index.json``.
         locate: gives the local path of a shard's name, or None where there is none.
+        open_file: opens a shard.
+        suffix: of the shards' names.
 
     Raises:
         CheckpointError: the index is malformed, a shard is missing, a tensor is missing or lies in two shards.
     """
-    mapping = weight_map(path)
+    mapping = weight_map(path, suffix)
     held: dict[str, list[str]] = {}
     for name, file in mapping.items():
         held.setdefault(file, []).append(name)
-    shards: list[SafetensorsFile] = []
+    shards: list[TensorSource] = []
     for file, names in held.items():
         local = locate(file)
         if local is None:
             raise CheckpointError(f"{path}: the shard {file!r} is missing; it should hold {_listed(names)}.")
-        shard = SafetensorsFile(local)
+        shard = open_file(local)
         if absent := [name for name in names if name not in shard.infos]:
             raise CheckpointError(f"{local}: {_listed(absent)} should lie here by {path.name}, but are missing.")
         shards.append(shard)

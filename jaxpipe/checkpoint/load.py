@@ -14,6 +14,9 @@ from jaxpipe.checkpoint.source import TensorSource
 from jaxpipe.nn.init import initial_value
 from jaxpipe.nn.layout import Index
 
+# Bytes of the target that are converted at a time.
+CHUNK = 32 * 2**20
+
 
 def load_arrays(
     wanted: Sequence[Entry],
@@ -47,7 +50,7 @@ def _load_array(
     sources: Mapping[str, str],
 ) -> jax.Array:
     def read(name: str, index: Index) -> np.ndarray:
-        return source.read(sources[entry.prefix + name], index)
+        return _read_as(source, sources[entry.prefix + name], index, dtype)
 
     # JAX asks once for each device, also where several hold the same slice.
     @functools.cache
@@ -60,6 +63,23 @@ def _load_array(
         return block(tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True)))
 
     return jax.make_array_from_callback(shape, sharding, callback, dtype=dtype)
+
+
+def _read_as(source: TensorSource, name: str, index: Index, dtype: Any) -> np.ndarray:
+    """Reads a slice of a tensor in the target dtype, converted in chunks of rows.
+
+    A whole tensor in a wider dtype would be the largest thing in memory.
+    """
+    if source.infos[name].dtype == dtype or not index:
+        return np.asarray(source.read(name, index), dtype)
+    rows, *rest = index
+    shape = tuple(s.stop - s.start for s in index)
+    out = np.empty(shape, dtype)
+    step = max(1, CHUNK // max(1, out[:1].nbytes))
+    for start in range(0, shape[0], step):
+        chunk = slice(rows.start + start, min(rows.start + start + step, rows.stop))
+        out[start : start + step] = source.read(name, (chunk, *rest))
+    return out
 
 
 def random_arrays(

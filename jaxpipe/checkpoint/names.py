@@ -78,15 +78,17 @@ class Match:
     inside: list[str] = field(default_factory=list)
     duplicates: list[tuple[str, list[str]]] = field(default_factory=list)
 
-    def check(self, where: str, what: str) -> None:
+    def check(self, where: str, what: str, *, ignore_mismatched: bool = False) -> None:
         """Raises one WeightsError that lists everything that is wrong.
 
         Args:
             where: the checkpoint, named in the error.
             what: the module that was asked for.
+            ignore_mismatched: let shapes differ.
         """
         lines = [f"  missing: {name}" for name in self.missing]
-        lines += [f"  shape: {n} is {found} in the checkpoint, {asked} here" for n, found, asked in self.mismatched]
+        mismatched = [] if ignore_mismatched else self.mismatched
+        lines += [f"  shape: {n} is {found} in the checkpoint, {asked} here" for n, found, asked in mismatched]
         lines += [f"  unexpected: {name}, inside a module that is computed" for name in self.inside]
         lines += [f"  duplicate: {name} is given by {' and by '.join(names)}" for name, names in self.duplicates]
         if lines:
@@ -97,15 +99,27 @@ class Match:
             )
 
 
-def match(wanted: Sequence[Entry], available: Mapping[str, TensorInfo], architecture: Architecture) -> Match:
+def match(
+    wanted: Sequence[Entry],
+    available: Mapping[str, TensorInfo],
+    architecture: Architecture,
+    *,
+    headed: bool | None = None,
+) -> Match:
     """Finds the tensor for every name that a module needs.
 
     A checkpoint of a base model serves a head and the other way round: the base prefix is added
     or taken away. Old names are brought up to date.
+
+    Args:
+        wanted: the parameters.
+        available: tensors of the checkpoint.
+        architecture: of both.
+        headed: the parameters are those of a head; None where the base prefix tells.
     """
     shapes = {name: shape for entry in wanted for name, shape in entry.tensors.items()}
     prefix = f"{architecture.base}."
-    headed = any(name.startswith(prefix) for name in shapes)
+    headed = any(name.startswith(prefix) for name in shapes) if headed is None else headed
     computed = {name.removeprefix(prefix).split(".")[0] for name in shapes}
     claims: dict[str, list[str]] = {}
     copies: dict[str, str] = {}
@@ -119,7 +133,7 @@ def match(wanted: Sequence[Entry], available: Mapping[str, TensorInfo], architec
             claims.setdefault(target, []).append(name)
         elif any(re.fullmatch(pattern, bare) for pattern in (*IGNORED, *architecture.ignored)):
             continue
-        elif (twin := _twin(bare, architecture, shapes)) is not None and headed:
+        elif (twin := _twin(bare, architecture, shapes, headed)) is not None:
             copies.setdefault(twin, name)
         elif any(re.fullmatch(pattern, bare) for pattern in architecture.other_heads):
             result.unexpected.append(name)
@@ -140,12 +154,13 @@ def match(wanted: Sequence[Entry], available: Mapping[str, TensorInfo], architec
     return result
 
 
-def _twin(bare: str, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def _twin(bare: str, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], headed: bool) -> str | None:
     """Returns the weight of the model that a tied weight of the checkpoint is one with, or None.
 
     Where both are in the checkpoint they are equal, or `tying.settle_tying` would have untied them.
     """
-    pairs = [*architecture.tied.items(), *((b, a) for a, b in architecture.tied.items())]
+    tied = architecture.tied.items() if headed else ()
+    pairs = [*architecture.copies.items(), *tied, *((b, a) for a, b in tied)]
     others = [other for name, other in pairs if name == bare]
     return next((c for other in others for c in (other, f"{architecture.base}.{other}") if c in shapes), None)
 

@@ -12,8 +12,14 @@ from jaxpipe.checkpoint.safetensors import SafetensorsFile
 from jaxpipe.checkpoint.source import TensorSource
 from jaxpipe.common.errors import CheckpointError
 
+# Of sentence-transformers: which folder holds which part of the pipeline.
+MODULES = "modules.json"
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
-PICKLES = re.compile(r"(.*\.)?(pytorch_model.*\.bin(\.index.*\.json)?|.*\.(bin|pt|pth|ckpt|pkl|pickle|h5|msgpack))")
+# Formats that are not read; some of them can run code when other programs open them.
+UNREAD = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle|h5|msgpack)(\.index.*\.json)?")
+TORCH_WEIGHTS = "pytorch_model.bin"
+TORCH_INDEX = "pytorch_model.bin.index.json"
+TORCH_SHARD = re.compile(r"(.*/)?pytorch_model.*\.bin")
 MOST_LISTED = 20
 
 
@@ -92,45 +98,60 @@ class Checkpoint:
         return None if path is None else read_json(path)
 
     def weights(self) -> TensorSource:
-        """Opens the weights: the GGUF file, ``model.safetensors`` or the shards of its index.
+        """Opens the weights: the GGUF file, ``model.safetensors``, ``pytorch_model.bin``, or the shards of an index.
+
+        Safetensors are preferred. Of a ``pytorch_model.bin`` nothing is run.
 
         Raises:
-            CheckpointError: there are none, only formats that can run code, or they are damaged.
+            CheckpointError: there are none, only formats that are not read, or they are damaged.
         """
         if self.gguf:
             from jaxpipe.checkpoint.gguf import GGUFFile
 
             return GGUFFile(self.gguf).source()
-        single, index = WEIGHTS, INDEX
-        if self._variant:
-            single = f"model.{self._variant}.safetensors"
-            index = f"model.safetensors.index.{self._variant}.json"
+        single, index = _with_variant(WEIGHTS, self._variant), _with_variant(INDEX, self._variant)
         if path := self.file(single):
             return SafetensorsFile(path)
         if path := self.file(index):
             return open_index(path, self.file)
+        if path := self.file(_with_variant(TORCH_WEIGHTS, self._variant)):
+            return _open_torch(path)
+        if path := self.file(_with_variant(TORCH_INDEX, self._variant)):
+            return open_index(path, self.file, _open_torch, ".bin")
         raise self._no_weights(single, index)
 
     def _no_weights(self, single: str, index: str) -> CheckpointError:
         inside = [name.removeprefix(self._prefix) for name in self._files.listing() if name.startswith(self._prefix)]
         place = f"{self._files.where}{f', folder {self._prefix!r}' if self._prefix else ''}"
         found = [name for name in inside if "/" not in name]
-        if pickles := [name for name in found if PICKLES.fullmatch(name)]:
+        if ggufs := [name for name in inside if name.endswith(".gguf")]:
+            return CheckpointError(f"{place} has no {single!r}; for a GGUF file give its own path: {_listed(ggufs)}.")
+        others = [name for name in inside if name.endswith(".safetensors") or TORCH_SHARD.fullmatch(name)]
+        if not others and (unread := [name for name in found if UNREAD.fullmatch(name)]):
+            torch_weights = _with_variant(TORCH_WEIGHTS, self._variant)
             return CheckpointError(
-                f"{place} has no {single!r}, only {_listed(pickles)}: refused, and nothing of it was read, because "
-                "such files can run any code when they are opened. Convert them to safetensors first: where the author "
-                "is trusted, load and save them with Transformers "
-                "(`AutoModel.from_pretrained(...).save_pretrained(DIR)` writes safetensors), or use "
+                f"{place} has neither {single!r} nor {torch_weights!r}, only {_listed(unread)}: refused, and nothing "
+                "of it was read. Convert it to safetensors first: where the author is trusted, load and save it with "
+                "Transformers (`AutoModel.from_pretrained(...).save_pretrained(DIR)` writes safetensors), or use "
                 "https://huggingface.co/spaces/safetensors/convert; some repositories hold converted weights under "
                 "another revision=."
             )
-        if ggufs := [name for name in inside if name.endswith(".gguf")]:
-            return CheckpointError(f"{place} has no {single!r}; for a GGUF file give its own path: {_listed(ggufs)}.")
-        others = [name for name in inside if name.endswith(".safetensors")]
         hint = f"It has weights under other names (subfolder=, variant=): {_listed(others)}."
         if not others:
             hint = f"It has: {_listed(found) or 'no files'}."
         return CheckpointError(f"{place} has neither {single!r} nor {index!r}. {hint}")
+
+
+def _with_variant(name: str, variant: str | None) -> str:
+    """``model.safetensors`` -> ``model.fp16.safetensors``; of an index the variant stands before ``.json``."""
+    stem, _, ending = name.rpartition(".")
+    return f"{stem}.{variant}.{ending}" if variant else name
+
+
+def _open_torch(path: Path) -> TensorSource:
+    from jaxpipe.checkpoint.torch_file import TorchFile
+
+    return TorchFile(path)
 
 
 def _listed(names: list[str]) -> str:
@@ -178,7 +199,7 @@ def resolve(
     local = package_path(name) if name.startswith(SCHEME) else Path(name).expanduser()
     if local.is_dir():
         _check_subfolder(local, subfolder)
-        return Checkpoint(name, DirectoryFiles(local), subfolder=subfolder, variant=variant)
+        return _checkpoint(name, DirectoryFiles(local), subfolder, variant)
     if local.is_file():
         if local.suffix.lower() != ".gguf":
             raise CheckpointError(f"{name!r} is a file but not .gguf; give the directory that holds the model's files.")
@@ -196,7 +217,23 @@ def resolve(
         local_files_only=local_files_only,
         force_download=force_download,
     )
-    return Checkpoint(name, files, subfolder=subfolder, variant=variant)
+    return _checkpoint(name, files, subfolder, variant)
+
+
+def _checkpoint(name: str, files: Files, subfolder: str, variant: str | None) -> Checkpoint:
+    """Makes a checkpoint; in a sentence-transformers directory, of the folder that holds its transformer."""
+    checkpoint = Checkpoint(name, files, subfolder=subfolder, variant=variant)
+    path = None if subfolder else files.get(MODULES)
+    # The root of old directories has a config.json that says the version alone.
+    if path is None or "model_type" in (checkpoint.read_json("config.json") or {}):
+        return checkpoint
+    for module in read_json(path, list):
+        kind, folder = (module.get("type"), module.get("path")) if isinstance(module, dict) else (None, None)
+        if str(kind).endswith(".Transformer") and isinstance(folder, str) and folder:
+            if not is_plain_relative(folder):
+                raise CheckpointError(f"{path}: refused: {folder!r} leads out of the checkpoint's folder.")
+            return Checkpoint(name, files, subfolder=folder, variant=variant)
+    return checkpoint
 
 
 def _check_subfolder(directory: Path, subfolder: str) -> None:

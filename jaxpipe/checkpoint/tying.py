@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxpipe.checkpoint.names import current_name
 from jaxpipe.checkpoint.source import TensorSource
+from jaxpipe.common.errors import WeightsError
 from jaxpipe.common.logging import logger
 from jaxpipe.models.config import ModelConfig
 from jaxpipe.models.registry import Architecture
@@ -18,11 +19,23 @@ def settle_tying(config: ModelConfig, architecture: Architecture, source: Tensor
 
     A checkpoint of a tied model may hold the head as well. Where it equals its twin it is
     left out; where it does not, the checkpoint is believed.
+
+    Raises:
+        WeightsError: weights that are always one differ in the checkpoint.
     """
+    names = {current_name(name, architecture).removeprefix(f"{architecture.base}."): name for name in source.infos}
+    copies, pairs = (
+        [(names[name], names[twin]) for name, twin in table.items() if {name, twin} <= set(names)]
+        for table in (architecture.copies, architecture.tied)
+    )
+    for pair in copies:
+        if not _equal(source, *pair):
+            raise WeightsError(
+                f"{pair[0]} and {pair[1]} differ in the checkpoint; in {architecture.model_type!r} they are one "
+                "weight, and tables apart are not supported."
+            )
     if not config.tie_word_embeddings:
         return config
-    names = {current_name(name, architecture).removeprefix(f"{architecture.base}."): name for name in source.infos}
-    pairs = [(names[head], names[twin]) for head, twin in architecture.tied.items() if {head, twin} <= set(names)]
     different = [pair for pair in pairs if not _equal(source, *pair)]
     if not different:
         return config

@@ -1,7 +1,7 @@
 """What an architecture must say so that a GGUF file of it can be read."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -18,7 +18,9 @@ class GGUFSpec:
         defaults: config.json keys that GGUF does not hold.
         flags: config.json key -> the GGUF tensor (``blk.0.attn_q.bias``) whose presence makes it true.
         transforms: regular expression on the Hub's tensor name -> what undoes the converter's layout:
-            ``unpermute_heads`` and ``unpermute_kv_heads`` (rows of rotary halves interleaved per head), ``transpose``.
+            ``unpermute_heads`` and ``unpermute_kv_heads`` (rows of rotary halves interleaved per head), ``transpose``,
+            ``minus_one``.
+        derive: makes further keys of config.json from those that were found, where it takes knowledge of the models.
     """
 
     architecture: str
@@ -28,3 +30,4 @@ class GGUFSpec:
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
     transforms: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    derive: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None

@@ -63,9 +63,53 @@ class BaseModelOutput(ModelOutput):
 
 
 class LogitsOutput(ModelOutput):
-    """Of a head: ``logits`` (B, T, V) for a language model, (B, labels) for a classifier."""
+    """Of a head: ``logits`` (B, T, V) for a language model, (B, labels) for a classifier of sequences and
+    (B, T, labels) for one of tokens.
+    """
 
     logits: Array
     hidden_states: tuple[Array, ...] | None = None
     attentions: tuple[Array, ...] | None = None
     cache: Any = None
+
+
+class Seq2SeqModelOutput(ModelOutput):
+    """Of an encoder-decoder without a head: ``last_hidden_state`` (B, T, D) of the decoder, its hidden states and
+    attentions, those over the encoder's S tokens (``cross_attentions``, L of (B, H, T, S)), and what the encoder puts
+    out.
+    """
+
+    last_hidden_state: Array
+    decoder_hidden_states: tuple[Array, ...] | None = None
+    decoder_attentions: tuple[Array, ...] | None = None
+    cross_attentions: tuple[Array, ...] | None = None
+    encoder_last_hidden_state: Array | None = None
+    encoder_hidden_states: tuple[Array, ...] | None = None
+    encoder_attentions: tuple[Array, ...] | None = None
+    cache: Any = None
+
+
+class Seq2SeqLogitsOutput(ModelOutput):
+    """Of an encoder-decoder's head: ``logits`` (B, T, V), or (B, labels) of a classifier; the rest as in
+    `Seq2SeqModelOutput`.
+    """
+
+    logits: Array
+    decoder_hidden_states: tuple[Array, ...] | None = None
+    decoder_attentions: tuple[Array, ...] | None = None
+    cross_attentions: tuple[Array, ...] | None = None
+    encoder_last_hidden_state: Array | None = None
+    encoder_hidden_states: tuple[Array, ...] | None = None
+    encoder_attentions: tuple[Array, ...] | None = None
+    cache: Any = None
+
+
+class QuestionAnsweringOutput(ModelOutput):
+    """Of an extractive head: ``start_logits`` and ``end_logits`` (B, T), scores of every token as the first and the
+    last of the answer.
+    """
+
+    start_logits: Array
+    end_logits: Array
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None

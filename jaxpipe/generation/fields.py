@@ -33,6 +33,9 @@ SUPPORTED = frozenset(DEFAULTS) - {"num_beams"} | {
     "pad_token_id",
     "bos_token_id",
     "eos_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "decoder_start_token_id",
 }
 """Settings that generation follows."""
 
@@ -70,8 +73,6 @@ NOT_SUPPORTED: Mapping[str, Refusal] = {
     "encoder_no_repeat_ngram_size": Refusal((0,)),
     "bad_words_ids": Refusal(),
     "renormalize_logits": Refusal((False,)),
-    "forced_bos_token_id": Refusal(),
-    "forced_eos_token_id": Refusal(),
     "remove_invalid_values": Refusal((False,)),
     "exponential_decay_length_penalty": Refusal(),
     "suppress_tokens": Refusal((None, [])),
@@ -100,7 +101,6 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "early_stopping": _NO_BEAMS,
     "length_penalty": _NO_BEAMS,
     "low_memory": _NO_BEAMS,
-    "decoder_start_token_id": "it only acts in encoder-decoder models",
     "num_assistant_tokens": _NO_ASSISTANT,
     "num_assistant_tokens_schedule": _NO_ASSISTANT,
     "assistant_confidence_threshold": _NO_ASSISTANT,
@@ -126,6 +126,7 @@ GENERATE_ARGUMENTS = (
     "stopping_criteria",
     "seed",
     "item_indices",
+    "decoder_input_ids",
 )
 """Arguments of ``generate`` that are not settings."""
 

@@ -113,13 +113,12 @@ class Generator:
         Raises:
             ValueError: an argument is unknown, out of range, or asks for what is not supported.
         """
-        limits = self._config.limits()
-        prompts = check_prompts(input_ids, attention_mask, limits, defaults, generation_config, kwargs)
+        prompts = self.prompts(input_ids, attention_mask, defaults, generation_config, kwargs)
         max_positions = getattr(self._config, "max_position_embeddings", None)
         settled = resolve(
             generation_config, defaults, kwargs, prompt_length=prompts.ids.shape[1], max_positions=max_positions
         )
-        prompts.check_room(settled.max_new_tokens, limits.get("position_ids"), self._config.model_type)
+        prompts.check_room(settled.max_new_tokens, self._config.longest_input(), self._config.model_type)
         if streamer is not None and len(prompts.rows) * settled.num_return_sequences > 1:
             raise ValueError(
                 f"streamer= takes one row, but there are {len(prompts.rows)} prompts with "
@@ -137,6 +136,29 @@ class Generator:
             if new is None:
                 new = run.step_by_step(streamer, HostStops(strings, criteria))
         return run.output(new)
+
+    def prompts(
+        self,
+        input_ids: Any,
+        attention_mask: Any,
+        defaults: GenerationConfig,
+        generation_config: GenerationConfig | None,
+        kwargs: dict[str, Any],
+    ) -> Prompts:
+        """Checks the arrays of a call; those among `kwargs` are taken out of it."""
+        return check_prompts(input_ids, attention_mask, self._config.limits(), defaults, generation_config, kwargs)
+
+    def blank_prompts(self, batch: int, length: int, defaults: GenerationConfig) -> Prompts:
+        """Makes prompts of a shape, to compile for."""
+        return Prompts.of(np.zeros((batch, length), np.int32), None)
+
+    def inputs(self, prompts: Prompts, rows: int) -> tuple[np.ndarray, ...]:
+        """What the prefill takes beside the prompts, padded to a number of rows."""
+        return ()
+
+    def width(self, prompts: Prompts) -> int:
+        """Tokens to which the prompts are padded."""
+        return length_bucket(max(map(len, prompts.rows)))
 
     def warmup(
         self,
@@ -162,8 +184,9 @@ class Generator:
         seconds: dict[str, float] = {}
         for batch in batch_sizes:
             for length in prompt_lengths:
-                prompts = Prompts.of(np.zeros((batch, length), np.int32), None)
-                settled = resolve(None, defaults, {**kwargs, "max_new_tokens": max_new_tokens}, prompt_length=length)
+                prompts = self.blank_prompts(batch, length, defaults)
+                settings = {**kwargs, "max_new_tokens": max_new_tokens}
+                settled = resolve(None, defaults, settings, prompt_length=prompts.ids.shape[1])
                 with use_mesh(self._functional.mesh):
                     start = time.perf_counter()
                     run = _Run(self, prompts.repeated(settled.num_return_sequences), settled, range(batch), 0)
@@ -171,7 +194,7 @@ class Generator:
                     middle = time.perf_counter()
                     jax.block_until_ready(run.advance(0))
                     end = time.perf_counter()
-                seconds[f"prefill {run.rows}x{run.width}"] = middle - start
+                seconds[f"prefill {run.rows}x{length_bucket(length)}"] = middle - start
                 seconds[f"decode {run.rows}x{run.slots}"] = end - middle
         return seconds
 
@@ -184,7 +207,7 @@ class _Run:
         functional = generator._functional
         count = len(prompts.rows)
         self.rows = batch_bucket(count, data_degree(functional.mesh))
-        self.width = length_bucket(max(map(len, prompts.rows)))
+        self.width = generator.width(prompts)
         self.slots = cache_bucket(self.width + settled.max_new_tokens)
         packed = np.zeros((self.rows, self.width), np.int32)
         lengths = np.ones((self.rows,), np.int32)
@@ -213,9 +236,8 @@ class _Run:
         )
         recorded = length_bucket(settled.max_new_tokens) if record else 0
         idle = np.arange(self.rows) >= count
-        self.state: DecodeState = generator.prefill(
-            generator._leaves, place(packed), place(lengths), place(idle), self._choice, self.slots, recorded
-        )
+        arrays = [place(x) for x in (*generator.inputs(prompts, self.rows), packed, lengths, idle)]
+        self.state: DecodeState = generator.prefill(generator._leaves, *arrays, self._choice, self.slots, recorded)
 
     def _records(self, name: str) -> bool:
         return self._settled.return_dict_in_generate and getattr(self._settled, f"output_{name}")

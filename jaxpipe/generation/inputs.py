@@ -79,23 +79,42 @@ def check_prompts(
     Raises:
         ValueError: shapes or ids are wrong, or there is neither a prompt nor a BOS token.
     """
-
-    def setting(name: str) -> Any:
-        if name in kwargs:
-            return kwargs[name]
-        own = getattr(generation_config, name, None)
-        return own if own is not None else getattr(defaults, name, None)
-
     if input_ids is None:
-        bos = setting("bos_token_id")
+        bos = setting("bos_token_id", defaults, generation_config, kwargs)
         if bos is None:
             raise ValueError("generate needs input_ids, or a bos_token_id to start from.")
         input_ids = [[bos]]
+    return Prompts.of(*check_source(input_ids, attention_mask, limits, defaults, generation_config, kwargs))
+
+
+def setting(
+    name: str, defaults: GenerationConfig, generation_config: GenerationConfig | None, kwargs: Mapping[str, Any]
+) -> Any:
+    """Returns a setting of a call: an argument's, else the call's config's, else the model's."""
+    if name in kwargs:
+        return kwargs[name]
+    own = getattr(generation_config, name, None)
+    return own if own is not None else getattr(defaults, name, None)
+
+
+def check_source(
+    input_ids: Any,
+    attention_mask: Any,
+    limits: Mapping[str, int],
+    defaults: GenerationConfig,
+    generation_config: GenerationConfig | None,
+    kwargs: Mapping[str, Any],
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Checks ids and mask (B, T), and infers a mask where padding has a token of its own; None is all ones.
+
+    Raises:
+        ValueError: shapes or ids are wrong.
+    """
     ids = check_ids("input_ids", input_ids, limits["input_ids"])
     mask = None if attention_mask is None else check_ids("attention_mask", attention_mask, None)
     if mask is not None and mask.shape != ids.shape:
         raise ValueError(f"attention_mask has shape {mask.shape}, but input_ids has {ids.shape}.")
-    pad, eos = setting("pad_token_id"), setting("eos_token_id")
+    pad, eos = (setting(name, defaults, generation_config, kwargs) for name in ("pad_token_id", "eos_token_id"))
     if mask is None and pad is not None and (ids == pad).any():
         if pad in np.atleast_1d(eos if eos is not None else []):
             warn_once(
@@ -103,4 +122,4 @@ def check_prompts(
             )
         else:
             mask = (ids != pad).astype(np.int32)
-    return Prompts.of(ids, mask)
+    return ids, mask

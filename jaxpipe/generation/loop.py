@@ -114,27 +114,54 @@ def make_prefill(functional: Functional) -> Callable[..., DecodeState]:
             cache=cache,
             last=lengths - 1,
         )
-        logits = out.logits[:, 0]  # (B, V)
-        pad = ((0, 0), (0, slots - width))
-        state = DecodeState(
-            cache=out.cache,
-            tokens=jnp.pad(prompts, pad),
-            valid=jnp.pad(valid, pad),
-            current=jnp.zeros((batch,), jnp.int32),
-            position=lengths - 1,
-            prompt_lengths=lengths,
-            done=idle,
-            step=jnp.zeros((), jnp.int32),
-            recorded={name: jnp.zeros((batch, recorded, logits.shape[-1]), jnp.float32) for name in choice.record},
-        )
-        return choose(logits, state, choice)
+        return first_state(out, prompts, valid, idle, choice, slots, recorded)
 
     return jax.jit(prefill, static_argnums=(5, 6))
 
 
-def make_decode(functional: Functional) -> Callable[..., tuple[DecodeState, Array]]:
+def first_state(
+    out: Any, prompts: Array, valid: Array, idle: Array, choice: Choice, slots: int, recorded: int
+) -> DecodeState:
+    """Returns the state after a prefill, with the first new token chosen.
+
+    Args:
+        out: of the model, with logits (B, 1, V) of each row's last token, and the cache.
+        prompts: (B, P) int32 that the cache holds.
+        valid: (B, P) bool, False at padding, which is on the right.
+        idle: (B,) bool, rows that are only there to fill the batch.
+        choice: see `Choice`.
+        slots: S, of the cache.
+        recorded: number of new tokens to record.
+    """
+    logits = out.logits[:, 0]  # (B, V)
+    batch, width = prompts.shape
+    lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
+    pad = ((0, 0), (0, slots - width))
+    state = DecodeState(
+        cache=out.cache,
+        tokens=jnp.pad(prompts, pad),
+        valid=jnp.pad(valid, pad),
+        current=jnp.zeros((batch,), jnp.int32),
+        position=lengths - 1,
+        prompt_lengths=lengths,
+        done=idle,
+        step=jnp.zeros((), jnp.int32),
+        recorded={name: jnp.zeros((batch, recorded, logits.shape[-1]), jnp.float32) for name in choice.record},
+    )
+    return choose(logits, state, choice)
+
+
+def next_logits(functional: Functional, leaves: Leaves, tokens: Array, positions: Array, cache: Cache) -> Any:
+    """Calls a decoder on one token (B, 1) of every row at its position (B, 1)."""
+    return functional.call(leaves, tokens, position_ids=positions, cache=cache)
+
+
+def make_decode(
+    functional: Functional, forward: Callable[..., Any] = next_logits
+) -> Callable[..., tuple[DecodeState, Array]]:
     """Returns the jitted decode of a model: up to `steps` more tokens of every row, fewer once all rows ended.
 
+    `forward` calls the model, as `next_logits` does.
     Arguments of the returned function: the leaves; the state, donated; the choice; the number of
     steps, traced, so that no count compiles anew. It returns the state and the last tokens (B,),
     which stay readable when the state is donated to the next call.
@@ -147,9 +174,7 @@ def make_decode(functional: Functional) -> Callable[..., tuple[DecodeState, Arra
             return (state.step < last) & ~jnp.all(state.done)
 
         def step(state: DecodeState) -> DecodeState:
-            out = functional.call(
-                leaves, state.current[:, None], position_ids=state.position[:, None], cache=state.cache
-            )
+            out = forward(functional, leaves, state.current[:, None], state.position[:, None], state.cache)
             return choose(out.logits[:, 0], replace(state, cache=out.cache), choice)
 
         state = lax.while_loop(unfinished, step, state)

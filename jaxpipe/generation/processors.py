@@ -96,6 +96,27 @@ class MinNewTokens:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class ForcedTokens:
+    """Allows none but certain tokens at one step.
+
+    Attributes:
+        step: () int32, new tokens before it.
+        ids: (n,) int32, filled up with -1.
+    """
+
+    step: Any
+    ids: Any
+
+    def __call__(self, logits: Array, state: StepState) -> Array:
+        """Returns logits (B, V) that at the step are 0 at the tokens and -inf elsewhere."""
+        vocab_size = logits.shape[1]
+        ids = jnp.where(self.ids < 0, vocab_size, self.ids)
+        forced = jnp.full(vocab_size, -jnp.inf, logits.dtype).at[ids].set(0.0, mode="drop")  # (V,)
+        return jnp.where(state.step == self.step, forced, logits)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Temperature:
     """Divides the logits by ``temperature``, () float32."""
 
@@ -190,12 +211,16 @@ def processors_for(settled: Settled, vocab_size: int) -> tuple[LogitsProcessor, 
     Args:
         settled: the settings of a call.
         vocab_size: V, the width of the logits.
+
+    Raises:
+        ValueError: a token that is forced is not in the vocabulary.
     """
     processors: list[LogitsProcessor] = []
     if settled.repetition_penalty != 1.0:
         processors.append(RepetitionPenalty(np.float32(settled.repetition_penalty)))
     if settled.min_new_tokens > 0 and settled.eos_token_ids:
         processors.append(MinNewTokens(np.int32(settled.min_new_tokens), eos_array(settled.eos_token_ids)))
+    processors += _forced(settled, vocab_size)
     if not settled.do_sample:
         return tuple(processors)
     if settled.temperature != 1.0:
@@ -209,6 +234,19 @@ def processors_for(settled: Settled, vocab_size: int) -> tuple[LogitsProcessor, 
     if settled.min_p > 0.0:
         processors.append(MinP(np.float32(settled.min_p)))
     return tuple(processors)
+
+
+def _forced(settled: Settled, vocab_size: int) -> list[LogitsProcessor]:
+    # Forced as the first token only where the prompt is a start token alone, as in encoder-decoders.
+    first = settled.forced_bos_token_id if settled.prompt_length == 1 else None
+    asked = {
+        "forced_bos_token_id": (0, () if first is None else (first,)),
+        "forced_eos_token_id": (settled.max_new_tokens - 1, settled.forced_eos_token_ids),
+    }
+    for name, (_, ids) in asked.items():
+        if ids and max(ids) >= vocab_size:
+            raise ValueError(f"{name}={max(ids)}: expected a token id from 0 to {vocab_size - 1}.")
+    return [ForcedTokens(np.int32(step), eos_array(ids)) for step, ids in asked.values() if ids]
 
 
 def process(processors: Sequence[LogitsProcessor], logits: Array, state: StepState) -> Array:

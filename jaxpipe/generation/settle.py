@@ -49,6 +49,8 @@ class Settled:
         num_return_sequences: sequences for each prompt, at least 1.
         eos_token_ids: tokens that end a row; may be empty.
         pad_token_id: token that fills rows that ended; the first of ``eos_token_ids`` where none is set.
+        forced_bos_token_id: the first token after a prompt of one token, or None.
+        forced_eos_token_ids: one of these is the last token of a row that reaches the maximum; may be empty.
         stop_strings: texts that end a row.
         max_time: seconds after which generation stops, or None.
     """
@@ -66,6 +68,8 @@ class Settled:
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     bos_token_id: int | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
     max_time: float | None = None
     return_dict_in_generate: bool = False
@@ -207,6 +211,8 @@ def settle(layers: Sequence[Layer], *, prompt_length: int, max_positions: int | 
         eos_token_ids=eos_token_ids,
         pad_token_id=_pad_token_id(merged, eos_token_ids),
         bos_token_id=_first_id(merged, "bos_token_id"),
+        forced_bos_token_id=_first_id(merged, "forced_bos_token_id"),
+        forced_eos_token_ids=tuple(dict.fromkeys(_ids(merged, "forced_eos_token_id"))),
         stop_strings=_stop_strings(merged),
         max_time=merged.real("max_time", 0.0, math.inf, "a number of seconds of at least 0, or None"),
         **_sampling(merged, do_sample),

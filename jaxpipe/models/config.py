@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self, dataclass_transform
@@ -14,7 +15,8 @@ from jaxpipe.common.errors import ConfigError
 from jaxpipe.common.logging import warn_once
 
 # Keys of any config.json that change nothing here: bookkeeping, training, output switches that are
-# arguments of a call, and generation settings, which generation/config.py reads for itself.
+# arguments of a call, and generation settings, which generation/config.py reads for itself. A type may have a field
+# of such a name.
 INERT = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _commit_hash _experts_implementation _name_or_path
@@ -24,7 +26,7 @@ INERT = frozenset(
     finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout_prob
     is_encoder_decoder length_penalty max_length max_new_tokens min_length model_type name_or_path
     no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
-    output_past output_scores prefix pretraining_tp problem_type pruned_heads quantization remove_invalid_values
+    output_past output_scores prefix pretraining_tp problem_type remove_invalid_values
     repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params
     temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torchscript transformers_version
     transformers_weights typical_p use_bfloat16 use_cache use_return_dict xla_device
@@ -36,7 +38,31 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "add_cross_attention": (False, None),
     "is_decoder": (False, None),
     "cross_attention_hidden_size": (None,),
+    "pruned_heads": (None, {}),
+    "quantization": (None,),
 }
+
+
+# JSON has no infinity and no NaN; the Hub's configs of version 5 write them as an object with this key.
+FLOAT = "__float__"
+
+
+def _read_floats(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if set(value) == {FLOAT}:
+            return float(value[FLOAT])
+        return {key: _read_floats(part) for key, part in value.items()}
+    return [_read_floats(part) for part in value] if isinstance(value, list) else value
+
+
+def _write_floats(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _write_floats(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_write_floats(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {FLOAT: json.dumps(value)}
+    return value
 
 
 def _as_dataclass(cls: type) -> type:
@@ -80,6 +106,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         self.extra: dict[str, Any] = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            # Sizes; one whose default is 0 may be left out of a model.
+            if field.type is int and (value < 0 or (value == 0 and field.default != 0)):
+                raise ConfigError(f"config.json: {field.name}={value} is not a positive number.")
         if self.id2label is None:
             self.id2label = {i: f"LABEL_{i}" for i in range(2)}
         if self.label2id is None or len(self.label2id) != len(self.id2label):
@@ -134,7 +165,7 @@ class ModelConfig:
         given = values.get("model_type")
         if given is not None and given != cls.model_type:
             raise ConfigError(f"{file}: model_type is {given!r}, but {cls.__name__} reads {cls.model_type!r}.")
-        values = cls.normalise(dict(values))
+        values = cls.normalise({key: _read_floats(value) for key, value in values.items()})
         refused = {**REFUSED, **cls.refused}
         known = cls.keys()
         extra: dict[str, Any] = {}
@@ -167,6 +198,16 @@ class ModelConfig:
         """
         return {"input_ids": self.vocab_size}
 
+    def longest_input(self) -> int | None:
+        """Number of tokens that learned positions serve, None where positions are computed; types whose positions
+        do not begin at 0 extend it.
+        """
+        return self.limits().get("position_ids")
+
+    def get_text_config(self) -> "ModelConfig":
+        """Returns the config of what is built: of the text model where others stand beside it, else this one."""
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the keys of a config.json (version 5's dialect), those without effect among them."""
         fields = {name: getattr(self, name) for name in sorted(self.keys())}
@@ -176,7 +217,7 @@ class ModelConfig:
 
     def to_json_string(self) -> str:
         """Returns `to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=str) + "\n"
+        return json.dumps(_write_floats(self.to_dict()), indent=2, sort_keys=True, default=str) + "\n"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"

@@ -1,5 +1,6 @@
 """Llama (Touvron et al., 2023; arXiv 2302.13971 and 2407.21783), as meta-llama/Llama-3.1-8B holds it."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -9,6 +10,7 @@ from jaxpipe.common.errors import ConfigError
 from jaxpipe.common.gguf_spec import GGUFSpec
 from jaxpipe.common.outputs import BaseModelOutput, LogitsOutput
 from jaxpipe.models.config import ModelConfig
+from jaxpipe.models.decoder import GGUF_TENSORS
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.attention import Span, attend, causal_span
@@ -30,7 +32,8 @@ class LlamaConfig(ModelConfig):
     """Configuration of Llama and of what is built like it."""
 
     model_type: ClassVar[str] = "llama"
-    inert: ClassVar[frozenset[str]] = frozenset({"rope_interleaved", "is_llama_config", "mlp_dropout"})
+    inert: ClassVar[frozenset[str]] = frozenset({"is_llama_config", "mlp_dropout"})
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {"rope_interleaved": (False, None)}
 
     vocab_size: int = 32000
     hidden_size: int = 4096
@@ -52,6 +55,7 @@ class LlamaConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        activation(self.hidden_act)
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         self.rope_parameters = rope_parameters({"rope_parameters": self.rope_parameters})
@@ -114,7 +118,7 @@ class LlamaModel(nnx.Module):
         self.embed_tokens = Embedding(init, config.vocab_size, config.hidden_size, axis="vocab")
         self.layers = nnx.List([LlamaDecoderLayer(config, init) for _ in range(config.num_hidden_layers)])
         self.norm = RMSNorm(init, config.hidden_size, config.rms_norm_eps)
-        self.rope = Rope.of(config.rope_parameters or {}, config.head_dim)
+        self.rope = Rope.of(config.rope_parameters or {}, config.head_dim, config.max_position_embeddings)
 
     def cache_layers(self) -> list[tuple[int, int]]:
         """Key-value heads and head width of each layer's cache."""
@@ -135,7 +139,7 @@ class LlamaModel(nnx.Module):
         if cache is not None:
             cache = cache.enter(position_ids, attention_mask)
         span = causal_span(input_ids.shape[1], attention_mask, position_ids, cache)
-        rope = self.rope(span.queries if position_ids is None else position_ids)
+        rope = self.rope(span.queries if position_ids is None else position_ids, attention_mask)
         out = run_layers(self.layers, x, span, rope, cache=cache, weights=output_attentions)
         return out.finish(self.norm(out.x), output_hidden_states)
 
@@ -168,20 +172,7 @@ register(
         gguf=GGUFSpec(
             architecture="llama",
             model_type="llama",
-            tensors={
-                "token_embd": "model.embed_tokens",
-                "output_norm": "model.norm",
-                "output": "lm_head",
-                "blk.{bid}.attn_norm": "model.layers.{bid}.input_layernorm",
-                "blk.{bid}.attn_q": "model.layers.{bid}.self_attn.q_proj",
-                "blk.{bid}.attn_k": "model.layers.{bid}.self_attn.k_proj",
-                "blk.{bid}.attn_v": "model.layers.{bid}.self_attn.v_proj",
-                "blk.{bid}.attn_output": "model.layers.{bid}.self_attn.o_proj",
-                "blk.{bid}.ffn_norm": "model.layers.{bid}.post_attention_layernorm",
-                "blk.{bid}.ffn_gate": "model.layers.{bid}.mlp.gate_proj",
-                "blk.{bid}.ffn_up": "model.layers.{bid}.mlp.up_proj",
-                "blk.{bid}.ffn_down": "model.layers.{bid}.mlp.down_proj",
-            },
+            tensors=GGUF_TENSORS,
             flags={"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"},
             transforms={
                 r".*\.q_proj\.(weight|bias)": "unpermute_heads",

@@ -18,6 +18,8 @@ BASE, CAUSAL_LM, MASKED_LM, SEQUENCE_CLASSIFICATION = (
     "masked language model",
     "sequence classification",
 )
+TOKEN_CLASSIFICATION, QUESTION_ANSWERING = "token classification", "question answering"
+SEQ2SEQ_LM = "sequence-to-sequence language model"
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class Architecture:
             same name is; they are reported, not refused.
         tied: name of a head's weight -> name of the weight that it is one with where ``tie_word_embeddings`` says
             so, both without the base prefix.
+        copies: name of a weight that checkpoints may hold once more -> name of the weight that it always is one
+            with, both without the base prefix.
+        head_optional: attributes of a head that a checkpoint may lack, such as a bias that is zero in most.
         gguf: how GGUF files hold it, None where they do not.
     """
 
@@ -47,6 +52,8 @@ class Architecture:
     optional: tuple[str, ...] = ()
     other_heads: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
+    head_optional: tuple[str, ...] = ()
     gguf: GGUFSpec | None = None
 
     @property

@@ -34,7 +34,8 @@ class Span:
         """Returns which keys are seen, (1 or B, T, S), or None where causality alone decides.
 
         Args:
-            window: a query sees the `window` last positions only, its own among them.
+            window: a query sees the `window` last positions only, its own among them; where it sees later ones
+                too, no more than as many of them.
         """
         if self.whole and window is None:
             return None
@@ -44,6 +45,8 @@ class Span:
             seen = seen & (keys <= queries)
         if window is not None:
             seen = seen & (queries - keys < window)
+            if not self.causal:
+                seen = seen & (keys - queries < window)
         return seen
 
 

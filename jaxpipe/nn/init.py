@@ -43,6 +43,7 @@ class Init:
         *,
         initializer: str = "normal",
         up: int = 0,
+        dtype: Any = None,
     ) -> nnx.Param[jax.Array]:
         """Makes a parameter.
 
@@ -51,9 +52,10 @@ class Init:
             shape: of the array.
             layout: its tensors in a checkpoint, named relative to the module `up` levels above the owner.
             initializer: see `initial_value`.
+            dtype: of this parameter, whatever the model's is.
         """
         return nnx.Param(
-            initial_value(self.rngs.params(), shape, self.dtype, initializer, self.std),
+            initial_value(self.rngs.params(), shape, dtype or self.dtype, initializer, self.std),
             out_sharding=axes,
             eager_sharding=False,
             layout=layout,

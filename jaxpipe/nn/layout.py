@@ -93,6 +93,32 @@ class Stacked:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """Several equal projections in one array (D, n, F), or (n, F) of a bias, which lie one behind the other in one
+    tensor (n F, D) or (n F,).
+    """
+
+    name: str
+    parts: int
+    features: int
+    width: int | None  # None for a bias
+
+    @property
+    def tensors(self) -> Mapping[str, tuple[int, ...]]:
+        rows = self.parts * self.features
+        return {self.name: (rows,) if self.width is None else (rows, self.width)}
+
+    def read(self, read: Read, index: Index) -> np.ndarray:
+        *columns, stack, features = index
+        offsets = [part * self.features for part in range(self.parts)[stack]]
+        rows = [slice(offset + features.start, offset + features.stop) for offset in offsets]
+        return np.stack([read(self.name, (part, *columns)).T for part in rows], axis=-2)  # (D, n, F) or (n, F)
+
+    def write(self, array: np.ndarray) -> dict[str, np.ndarray]:
+        return {self.name: array.reshape(*array.shape[:-2], -1).T}
+
+
+@dataclass(frozen=True)
 class PackedHeads:
     """Query, key and value projections in one array, grouped by key-value head.
 
@@ -152,29 +178,97 @@ class PackedHeads:
         block = block if self.transposed or self.width is None else block.T
         return block.reshape(heads.stop - heads.start, self.head_dim, *block.shape[1:])
 
+    def _read_parts(
+        self, read: Read, q: slice, kv: slice, columns: tuple[slice, ...]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The query heads `q` and the key and value heads `kv`, each as `_read_heads` gives them."""
+        k, v = (self._read_heads(read, part, kv, columns) for part in (1, 2))
+        return self._read_heads(read, 0, q, columns), k, v
+
+    def _join(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> list[np.ndarray]:
+        """The rows of the checkpoint's tensors, of q (K, (H/K) h, D), k and v (K, h, D), or without D of a bias."""
+        flat = [part.reshape(-1, *part.shape[2:]) for part in (q, k, v)]
+        return flat if len(self.names) == 3 else [np.concatenate(flat)]
+
     def read(self, read: Read, index: Index) -> np.ndarray:
         *columns, groups, features = index
         n = groups.stop - groups.start
         per_group, copies = self.heads // self.groups, self.groups // self.kv_heads
-        q = self._read_heads(read, 0, slice(groups.start * per_group, groups.stop * per_group), tuple(columns))
-        q = q.reshape(n, per_group * self.head_dim, *q.shape[2:])
         kv = slice(groups.start // copies, (groups.stop - 1) // copies + 1)
         owner = np.arange(groups.start, groups.stop) // copies - kv.start
-        k, v = (self._read_heads(read, part, kv, tuple(columns))[owner] for part in (1, 2))
-        packed = np.concatenate([q, k, v], axis=1)[:, features]  # (G, (H/G + 2) h, D)
+        heads = slice(groups.start * per_group, groups.stop * per_group)
+        q, k, v = self._read_parts(read, heads, kv, tuple(columns))
+        q = q.reshape(n, per_group * self.head_dim, *q.shape[2:])
+        packed = np.concatenate([q, k[owner], v[owner]], axis=1)[:, features]  # (G, (H/G + 2) h, D)
         return packed if self.width is None else np.moveaxis(packed, -1, 0)
 
     def write(self, array: np.ndarray) -> dict[str, np.ndarray]:
         packed = array if self.width is None else np.moveaxis(array, 0, -1)
         h, copies = self.head_dim, self.groups // self.kv_heads
         q, k, v = np.split(packed, [packed.shape[1] - 2 * h, packed.shape[1] - h], axis=1)
-        flat = [part.reshape(-1, *part.shape[2:]) for part in (q, k[::copies], v[::copies])]
-        if len(self.names) == 1:
-            flat = [np.concatenate(flat)]
+        q = q.reshape(self.kv_heads, -1, *q.shape[2:])
         return {
             name: part if self.transposed or self.width is None else part.T
-            for name, part in zip(self.names, flat, strict=True)
+            for name, part in zip(self.names, self._join(q, k[::copies], v[::copies]), strict=True)
         }
+
+
+@dataclass(frozen=True)
+class GroupedHeads(PackedHeads):
+    """`PackedHeads` of one tensor that the checkpoint groups by key-value head too, as Megatron does.
+
+    Its rows are K times H/K query heads, a key head and a value head: (H, 3, h) of multi-head attention,
+    (K, H/K + 2, h) of grouped, (H + 2, h) of multi-query attention.
+    """
+
+    def _read_parts(
+        self, read: Read, q: slice, kv: slice, columns: tuple[slice, ...]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        per_kv = self.heads // self.kv_heads
+        rows = slice(*(bound * (per_kv + 2) * self.head_dim for bound in (kv.start, kv.stop)))
+        block = read(self.names[0], (rows, *columns) if self.transposed else (*columns, rows))
+        block = block if self.transposed or self.width is None else block.T
+        block = block.reshape(kv.stop - kv.start, per_kv + 2, self.head_dim, *block.shape[1:])
+        heads = block[:, :per_kv].reshape(-1, *block.shape[2:])  # (heads, h, D)
+        return heads[q.start - kv.start * per_kv : q.stop - kv.start * per_kv], block[:, -2], block[:, -1]
+
+    def _join(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> list[np.ndarray]:
+        joined = np.concatenate([q, k, v], axis=1)  # (K, (H/K + 2) h, D)
+        return [joined.reshape(-1, *joined.shape[2:])]
+
+
+@dataclass(frozen=True)
+class SplitHeads:
+    """n projections to the same heads in one array (D, H, n h), each stored as (H h, D); or (H, n h) of n biases.
+
+    Attributes:
+        names: tensors of the projections.
+        heads, head_dim: H and h.
+        width: D, or None for biases.
+    """
+
+    names: tuple[str, ...]
+    heads: int
+    head_dim: int
+    width: int | None
+
+    @property
+    def tensors(self) -> Mapping[str, tuple[int, ...]]:
+        rows = self.heads * self.head_dim
+        return dict.fromkeys(self.names, (rows,) if self.width is None else (rows, self.width))
+
+    def read(self, read: Read, index: Index) -> np.ndarray:
+        *columns, heads, features = index
+        rows = slice(heads.start * self.head_dim, heads.stop * self.head_dim)
+        parts = [read(name, (rows, *columns)) for name in self.names]
+        parts = [part.reshape(-1, self.head_dim, *part.shape[1:]) for part in parts]
+        packed = np.concatenate(parts, axis=1)[:, features]  # (H, n h, D)
+        return packed if self.width is None else np.moveaxis(packed, -1, 0)
+
+    def write(self, array: np.ndarray) -> dict[str, np.ndarray]:
+        packed = array if self.width is None else np.moveaxis(array, 0, -1)
+        parts = np.split(packed, len(self.names), axis=1)
+        return {name: part.reshape(-1, *part.shape[2:]) for name, part in zip(self.names, parts, strict=True)}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxpipe.nn.init import Init
-from jaxpipe.nn.layout import Direct, HeadsOut, PackedHeads, Stacked, Transposed
+from jaxpipe.nn.layout import Direct, HeadsOut, Joined, PackedHeads, SplitHeads, Stacked, Transposed
 
 Array = jax.Array
 
@@ -43,7 +43,8 @@ class GateUp(nnx.Module):
     """The gate and the up projection of a gated MLP as one array (D, 2, F), read by one matmul.
 
     Args:
-        names: the two projections' names in the checkpoint, gate first, beside this module's own.
+        names: the two projections' names in the checkpoint, gate first, beside this module's own; or one that holds
+            both.
     """
 
     def __init__(
@@ -53,13 +54,18 @@ class GateUp(nnx.Module):
         features: int,
         *,
         bias: bool = False,
-        names: tuple[str, str] = ("gate_proj", "up_proj"),
+        names: tuple[str, ...] = ("gate_proj", "up_proj"),
     ):
-        layout = Stacked(tuple(f"{n}.weight" for n in names), features, width)
-        self.kernel = init.param(("embed", None, "mlp"), (width, 2, features), layout, up=1)
-        layout = Stacked(tuple(f"{n}.bias" for n in names), features, None)
+
+        def layout(kind: str, columns: int | None) -> Joined | Stacked:
+            tensors = tuple(f"{n}.{kind}" for n in names)
+            if len(names) == 1:
+                return Joined(tensors[0], 2, features, columns)
+            return Stacked(tensors, features, columns)
+
+        self.kernel = init.param(("embed", None, "mlp"), (width, 2, features), layout("weight", width), up=1)
         zeros: dict[str, Any] = {"initializer": "zeros", "up": 1}
-        self.bias = init.param((None, "mlp"), (2, features), layout, **zeros) if bias else None
+        self.bias = init.param((None, "mlp"), (2, features), layout("bias", None), **zeros) if bias else None
 
     def __call__(self, x: Array) -> tuple[Array, Array]:
         y = jnp.einsum("...d,dnf->...nf", x, self.kernel[...])  # (B, T, 2, F)
@@ -74,6 +80,7 @@ class QKVProjection(nnx.Module):
     Args:
         names: of the projections in the checkpoint, beside this module's own: three, or one that holds all.
         transposed: the checkpoint stores (out, in), as torch's Linear does.
+        packing: the layout on disk.
     """
 
     def __init__(
@@ -87,6 +94,7 @@ class QKVProjection(nnx.Module):
         bias: bool = False,
         names: tuple[str, ...] = ("q_proj", "k_proj", "v_proj"),
         transposed: bool = True,
+        packing: type[PackedHeads] = PackedHeads,
     ):
         self.heads, self.head_dim = heads, head_dim
         self.groups = init.groups(heads, kv_heads)
@@ -94,7 +102,7 @@ class QKVProjection(nnx.Module):
 
         def layout(kind: str, columns: int | None) -> PackedHeads:
             tensors = tuple(f"{n}.{kind}" for n in names)
-            return PackedHeads(tensors, heads, kv_heads, self.groups, head_dim, columns, transposed)
+            return packing(tensors, heads, kv_heads, self.groups, head_dim, columns, transposed)
 
         axes = ("embed", "kv_heads", None)
         self.kernel = init.param(axes, (width, self.groups, features), layout("weight", width), up=1)
@@ -111,8 +119,40 @@ class QKVProjection(nnx.Module):
         return q.reshape(*x.shape[:2], self.heads, h), k, v  # (B, T, H, h)
 
 
+class HeadsProjection(nnx.Module):
+    """Projections to the same heads as one array (D, H, n h), for queries alone, or keys and values of cross-attention.
+
+    Args:
+        names: of the n projections in the checkpoint, beside this module's own.
+    """
+
+    def __init__(
+        self, init: Init, width: int, heads: int, head_dim: int, *, bias: bool = False, names: tuple[str, ...]
+    ):
+        self.parts = len(names)
+
+        def layout(kind: str, columns: int | None) -> SplitHeads:
+            return SplitHeads(tuple(f"{n}.{kind}" for n in names), heads, head_dim, columns)
+
+        axes, shape = ("embed", "kv_heads", None), (heads, self.parts * head_dim)
+        self.kernel = init.param(axes, (width, *shape), layout("weight", width), up=1)
+        zeros: dict[str, Any] = {"initializer": "zeros", "up": 1}
+        self.bias = init.param(axes[1:], shape, layout("bias", None), **zeros) if bias else None
+
+    def __call__(self, x: Array) -> list[Array]:
+        """Projects x (B, T, D) to n of (B, T, H, h)."""
+        y = jnp.einsum("btd,dhf->bthf", x, self.kernel[...])  # (B, T, H, n h)
+        if self.bias is not None:
+            y = y + self.bias[...]
+        return jnp.split(y, self.parts, axis=-1)
+
+
 class HeadsOutProjection(nnx.Module):
-    """The output projection of attention as (G, (H/G) h, D), grouped as `QKVProjection` is."""
+    """The output projection of attention as (G, (H/G) h, D), grouped as `QKVProjection` is.
+
+    Args:
+        name: of the projection in the checkpoint, beside this module's own; None where the module has it.
+    """
 
     def __init__(
         self,
@@ -124,11 +164,16 @@ class HeadsOutProjection(nnx.Module):
         *,
         bias: bool = False,
         transposed: bool = True,
+        name: str | None = None,
     ):
         groups = init.groups(heads, kv_heads)
         shape = (groups, heads // groups * head_dim, width)
-        self.kernel = init.param(("kv_heads", None, "embed"), shape, HeadsOut("weight", *shape, transposed))
-        self.bias = init.param((None,), (width,), Direct("bias", (width,)), initializer="zeros") if bias else None
+        prefix, up = ("", 0) if name is None else (f"{name}.", 1)
+        self.kernel = init.param(
+            ("kv_heads", None, "embed"), shape, HeadsOut(f"{prefix}weight", *shape, transposed), up=up
+        )
+        layout = Direct(f"{prefix}bias", (width,))
+        self.bias = init.param((None,), (width,), layout, initializer="zeros", up=up) if bias else None
 
     def __call__(self, x: Array) -> Array:
         """Projects the heads' outputs x (B, T, H, h) to (B, T, D)."""

@@ -13,6 +13,7 @@ from jaxpipe.common.logging import info_once
 from jaxpipe.generation.buckets import batch_bucket, length_bucket
 from jaxpipe.pipelines.batching import Batch, Row, Side, collate, is_array, plan_batches, split
 from jaxpipe.pipelines.inputs import Inputs, ResultIterator, arrange, numbered
+from jaxpipe.sharding.mesh import data_degree
 
 Parameters = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
@@ -194,8 +195,8 @@ class Pipeline:
     @property
     def _position_limit(self) -> int | None:
         """Number of positions that the model has learned, or None where it computes them."""
-        limits = getattr(getattr(self.model, "config", None), "limits", dict)()
-        return limits.get("position_ids")
+        config = getattr(self.model, "config", None)
+        return None if config is None else config.longest_input()
 
     def _initial_parameters(self, parameters: dict[str, Any]) -> Parameters:
         return self._sanitize_parameters(**parameters)
@@ -224,7 +225,7 @@ class Pipeline:
         if self._pipeline_calls_generate:
             return collate(rows, pad_id=pad_id, side=self._padding_side)
         mesh = getattr(self.model, "mesh", None)
-        parts = int(np.prod([mesh.shape.get(axis, 1) for axis in ("data", "fsdp")])) if mesh is not None else 1
+        parts = data_degree(mesh) if mesh is not None else 1
         return collate(
             rows,
             pad_id=pad_id,

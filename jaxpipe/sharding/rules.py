@@ -19,7 +19,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
-    "expert": ("expert",),
+    "experts": ("expert",),
 }
 
 Axes = Sequence[str | None]

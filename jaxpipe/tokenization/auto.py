@@ -9,6 +9,7 @@ from jaxpipe.tokenization import settings
 from jaxpipe.tokenization.families import FAMILIES, FAMILY_OF_MODEL_TYPE
 from jaxpipe.tokenization.special_tokens import EXTRA, NAMED
 from jaxpipe.tokenization.tokenizer import Tokenizer
+from jaxpipe.tokenization.translation import LanguageTokenizer
 
 if TYPE_CHECKING:
     from jaxpipe.checkpoint.resolve import Checkpoint
@@ -28,7 +29,9 @@ OVERRIDES = (
     "never_split",
     "padding_side",
     "split_special_tokens",
+    "src_lang",
     "strip_accents",
+    "tgt_lang",
     "tokenize_chinese_chars",
     "tokenizer_class",
     "trim_offsets",
@@ -58,7 +61,7 @@ class AutoTokenizer:
         trust_remote_code: bool | None = None,
         **overrides: Any,
     ) -> Tokenizer:
-        """Loads a tokenizer from tokenizer.json, vocab.json and merges.txt, vocab.txt, or a GGUF file.
+        """Loads a tokenizer from tokenizer.json, SentencePiece models, vocabulary files, or a GGUF file.
 
         Args:
             name_or_checkpoint: Hub id, directory, ``.gguf`` file, ``package://`` path, or resolved checkpoint.
@@ -104,8 +107,9 @@ class AutoTokenizer:
             subfolder=subfolder,
         )
         converted, config = _convert(checkpoint, gguf_file, overrides)
-        config = {**converted.settings, **config}
-        return Tokenizer(converted.backend, config, family=converted.family, name_or_path=checkpoint.name)
+        config = {**converted.settings, **config, **converted.winning}
+        make = converted.make or (LanguageTokenizer if converted.family.language else Tokenizer)
+        return make(converted.backend, config, family=converted.family, name_or_path=checkpoint.name)
 
 
 def _check_overrides(overrides: dict[str, Any]) -> None:
@@ -138,13 +142,15 @@ def _convert(
 
         return gguf.convert(GGUFFile(path).vocabulary(), path), overrides
     config = settings.read(checkpoint, overrides)
-    model_type = (checkpoint.read_json("config.json") or {}).get("model_type")
+    model_config = checkpoint.read_json("config.json") or {}
+    model_type = model_config.get("model_type")
+    if config.get("tokenizer_class") is None and isinstance(model_config.get("tokenizer_class"), str):
+        config["tokenizer_class"] = model_config["tokenizer_class"]
     for convert in CONVERTERS.values():
         converted = convert(checkpoint, config, model_type)
         if converted is not None:
             return converted, config
     raise CheckpointError(
         f"{checkpoint.name}: no tokenizer found; looked for {', '.join(CONVERTERS)}. "
-        "SentencePiece models (*.model) are not read; add a tokenizer.json, which "
-        "transformers.AutoTokenizer.from_pretrained(...).save_pretrained(DIR) writes."
+        "Add a tokenizer.json, which transformers.AutoTokenizer.from_pretrained(...).save_pretrained(DIR) writes."
     )

@@ -117,7 +117,8 @@ class Encoder(SpecialTokens):
         if text_target is None:
             return encoded  # type: ignore[return-value]
         length = options.pop("max_length") if max_target_length is None else max_target_length
-        labels = self._encode(text_target, text_pair_target, **{**options, "max_length": length})
+        with self._for_target():
+            labels = self._encode(text_target, text_pair_target, **{**options, "max_length": length})
         if encoded is None:
             return labels
         encoded["labels"] = labels["input_ids"]
@@ -281,12 +282,17 @@ class Encoder(SpecialTokens):
             columns["length"] = [len(encoding.ids) for encoding in results]
         return columns
 
+    @property
+    def _text_backend(self) -> "Backend":
+        """The backend that splits text."""
+        return self._backend
+
     def _run_backend(
         self, rows: Sequence[Any], strategy: Strategy, add_special_tokens: bool, pretokenized: bool, split: bool
     ) -> "list[Encoding]":
         # The backend keeps padding and truncation as state, so two threads must not set them at once.
         with self._lock:
-            backend = self._backend
+            backend = self._text_backend
             try:
                 self._set_truncation(strategy)
                 self._set_padding(strategy)
@@ -302,6 +308,11 @@ class Encoder(SpecialTokens):
                 ) from error
 
     @contextlib.contextmanager
+    def _for_target(self) -> Iterator[None]:
+        """Encodes what a model is to write; tokenizers of translation models do that by other rules."""
+        yield
+
+    @contextlib.contextmanager
     def without_padding(self) -> "Iterator[Backend]":
         """Gives the backend with padding and truncation off, for as long as nothing else uses it."""
         with self._lock:
@@ -310,7 +321,7 @@ class Encoder(SpecialTokens):
             yield self._backend
 
     def _set_truncation(self, strategy: Strategy) -> None:
-        backend = self._backend
+        backend = self._text_backend
         if strategy.truncation == "do_not_truncate":
             if backend.truncation is not None:
                 backend.no_truncation()
@@ -325,7 +336,7 @@ class Encoder(SpecialTokens):
             backend.enable_truncation(**target)
 
     def _set_padding(self, strategy: Strategy) -> None:
-        backend = self._backend
+        backend = self._text_backend
         if strategy.padding == "do_not_pad":
             if backend.padding is not None:
                 backend.no_padding()

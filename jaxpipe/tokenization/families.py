@@ -16,6 +16,9 @@ class Family:
     """Traits that a tokenizer class has where tokenizer_config.json does not say otherwise.
 
     ``splitting`` names the rules for bare vocabulary files: "bert", "gpt2", "roberta" or "qwen2".
+    ``mask_takes_space`` tells whether the mask token takes the space before it.
+    ``language`` is the source language of a translation model where none is given, ``language_first`` whether a
+    language's code stands before the text and not behind it.
     """
 
     name: str = "TokenizersBackend"
@@ -23,6 +26,9 @@ class Family:
     padding_side: str = "right"
     special_tokens: dict[str, str] = dataclasses.field(default_factory=dict)
     splitting: str | None = None
+    mask_takes_space: bool = False
+    language: str | None = None
+    language_first: bool = True
 
 
 def _tokens(**tokens: str) -> dict[str, str]:
@@ -31,6 +37,8 @@ def _tokens(**tokens: str) -> dict[str, str]:
 
 _BERT = _tokens(unk="[UNK]", sep="[SEP]", pad="[PAD]", cls="[CLS]", mask="[MASK]")
 _ROBERTA = _tokens(bos="<s>", eos="</s>", unk="<unk>", sep="</s>", pad="<pad>", cls="<s>", mask="<mask>")
+_MBART50 = _tokens(eos="</s>", unk="<unk>", sep="</s>", pad="<pad>", cls="<s>", mask="<mask>")
+_M2M100 = _tokens(bos="<s>", eos="</s>", unk="<unk>", sep="</s>", pad="<pad>")
 _DEBERTA = _BERT | _tokens(bos="[CLS]", eos="[SEP]")
 _GPT2 = _tokens(bos="<|endoftext|>", eos="<|endoftext|>", unk="<|endoftext|>")
 _QWEN2 = _tokens(eos="<|endoftext|>", unk="<|endoftext|>", pad="<|endoftext|>")
@@ -58,9 +66,14 @@ FAMILIES = {
         Family("RobertaTokenizer", special_tokens=_ROBERTA, splitting="roberta"),
         Family("BartTokenizer", special_tokens=_ROBERTA, splitting="roberta"),
         Family("XLMRobertaTokenizer", special_tokens=_ROBERTA),
-        Family("CamembertTokenizer", special_tokens=_ROBERTA),
-        Family("MBartTokenizer", special_tokens=_ROBERTA),
-        Family("NllbTokenizer", special_tokens=_ROBERTA),
+        Family("CamembertTokenizer", special_tokens=_ROBERTA, mask_takes_space=True),
+        Family(
+            "MBartTokenizer", special_tokens=_ROBERTA, mask_takes_space=True, language="en_XX", language_first=False
+        ),
+        Family("MBart50Tokenizer", special_tokens=_MBART50, mask_takes_space=True, language="en_XX"),
+        Family("NllbTokenizer", special_tokens=_ROBERTA, mask_takes_space=True, language="eng_Latn"),
+        Family("M2M100Tokenizer", special_tokens=_M2M100, language="en"),
+        Family("MarianTokenizer", special_tokens=_T5),
         Family("GPT2Tokenizer", special_tokens=_GPT2, splitting="gpt2"),
         Family("CodeGenTokenizer", special_tokens=_GPT2, splitting="gpt2"),
         Family("GPTNeoXTokenizer", special_tokens=_GPT2 | _tokens(pad="<|padding|>"), splitting="gpt2"),
@@ -86,7 +99,10 @@ _MODEL_TYPES = {
     "XLMRobertaTokenizer": "xlm-roberta xmod trocr",
     "CamembertTokenizer": "camembert",
     "MBartTokenizer": "mbart",
+    "MBart50Tokenizer": "mbart50",
     "NllbTokenizer": "nllb nllb-moe",
+    "M2M100Tokenizer": "m2m_100",
+    "MarianTokenizer": "marian",
     "GPT2Tokenizer": "gpt2 gpt_neo gptj codegen opt phi starcoder2 dbrx",
     "GPTNeoXTokenizer": "gpt_neox mamba mamba2 falcon_mamba mpt olmo olmoe rwkv",
     "WhisperTokenizer": "whisper",

@@ -35,8 +35,6 @@ _NOT_COPIED = (
 def save(tokenizer: "Tokenizer", directory: Path) -> tuple[str, ...]:
     """Writes tokenizer.json, tokenizer_config.json and the chat templates; returns their paths.
 
-    The class is written as the general one, so that a reader takes every splitting rule from tokenizer.json.
-
     Raises:
         CheckpointError: the path is a file.
         ValueError: a chat template's name is not a plain file name.
@@ -73,7 +71,7 @@ def _config(tokenizer: "Tokenizer") -> dict[str, Any]:
     config = {key: value for key, value in config.items() if key not in named}
     config |= {
         **tokenizer.special_tokens_map,
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        **tokenizer.saved_settings(),
         "model_max_length": tokenizer.model_max_length,
         "model_input_names": tokenizer.model_input_names,
         "padding_side": tokenizer.padding_side,

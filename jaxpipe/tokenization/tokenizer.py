@@ -290,6 +290,11 @@ class Tokenizer(Encoder):
             tokenizer_kwargs, variables,
         )  # fmt: skip
 
+    def saved_settings(self) -> dict[str, Any]:
+        """Returns keys of tokenizer_config.json that this kind of tokenizer writes when it is saved."""
+        # The general class, so that a reader takes every rule from tokenizer.json.
+        return {"tokenizer_class": "PreTrainedTokenizerFast"}
+
     def save_pretrained(self, save_directory: str | PathLike[str], **_: Any) -> tuple[str, ...]:
         """Writes tokenizer.json, tokenizer_config.json and the chat templates; returns their paths.
 

@@ -155,10 +155,11 @@ def test_hub_cached_files_are_not_downloaded_again(filled: Hub) -> None:
     assert filled.downloads() == ["model.safetensors"] * 2
 
 
-def test_hub_pickles_are_refused_undownloaded(filled: Hub) -> None:
-    filled.commits[FIRST] = {"config.json": b"{}", "pytorch_model.bin": b"x"}
+def test_hub_formats_that_are_not_read_are_not_downloaded(filled: Hub) -> None:
+    filled.commits[FIRST] = {"config.json": b"{}", "tf_model.h5": b"x"}
     with pytest.raises(
-        CheckpointError, match=r"'user/repo' has no 'model.safetensors', only pytorch_model.bin: refused"
+        CheckpointError,
+        match=r"'user/repo' has neither 'model.safetensors' nor 'pytorch_model.bin', only tf_model.h5: refused",
     ):
         resolve("user/repo").weights()
     assert filled.downloads() == []

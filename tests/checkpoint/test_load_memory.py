@@ -11,7 +11,9 @@ from load_memory import measure
 MEBIBYTE = 2**20
 
 
-@pytest.mark.parametrize(("stored", "dtype"), [("float32", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16")])
+@pytest.mark.parametrize(
+    ("stored", "dtype"), [("float32", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16")]
+)
 def test_memory_beyond_the_weights_is_bounded(stored: str, dtype: str) -> None:
     found = measure(width=512, features=20_000, vocabulary=60_000, stored=stored, dtype=dtype)
     # The largest array is 59 to 117 MiB, so that copies of it stand out from what the process needs anyway.

@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 import sys
@@ -145,10 +146,9 @@ class Hostile:
 
 @pytest.mark.parametrize(
     "name",
-    ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "consolidated.00.pth", "tf_model.h5",
-     "flax_model.msgpack", "pytorch_model.bin.index.json"],
+    ["model.pt", "consolidated.00.pth", "model.ckpt", "tf_model.h5", "flax_model.msgpack"],
 )  # fmt: skip
-def test_pickles_are_refused_unread(tmp_path: Path, name: str) -> None:
+def test_other_formats_are_refused_unread(tmp_path: Path, name: str) -> None:
     trap = tmp_path / "trap"
     folder = tmp_path / "model"
     folder.mkdir()
@@ -161,11 +161,6 @@ def test_pickles_are_refused_unread(tmp_path: Path, name: str) -> None:
     # The trap works: whoever had loaded the file would have sprung it.
     pickle.loads((folder / name).read_bytes())
     assert trap.exists()
-
-
-def test_safetensors_beside_pickles_are_read(model: Path) -> None:
-    (model / "pytorch_model.bin").write_bytes(b"unread")
-    check_weights(resolve(model))
 
 
 # Packages
@@ -224,3 +219,40 @@ def test_real_package_with_a_model_in_a_folder() -> None:
     assert config is not None and config["model_type"] == "bert"
     info = checkpoint.weights().infos["embeddings.word_embeddings.weight"]
     assert info.shape == (config["vocab_size"], config["hidden_size"])
+
+
+# Directories of sentence-transformers
+
+
+@pytest.mark.parametrize("root_config", [None, '{"__version__": "0.2.0"}'])
+def test_transformer_in_a_folder(model: Path, root_config: str | None) -> None:
+    root = model.parent / "sentence"
+    root.mkdir()
+    model.rename(root / "0_Transformer")
+    modules = [
+        {"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    (root / "modules.json").write_text(json.dumps(modules))
+    if root_config:
+        (root / "config.json").write_text(root_config)
+    checkpoint = resolve(root)
+    assert checkpoint.read_json("config.json") == {"model_type": "llama"}
+    check_weights(checkpoint)
+    check_weights(resolve(root, subfolder="0_Transformer"))
+    modules[0]["path"] = "../model"
+    (root / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(CheckpointError, match=r"modules\.json: refused: '\.\./model' leads out"):
+        resolve(root)
+    (root / "modules.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"modules\.json: must hold a JSON list, not dict"):
+        resolve(root)
+
+
+def test_transformer_in_the_root(model: Path) -> None:
+    module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+    (model / "modules.json").write_text(json.dumps([module]))
+    check_weights(resolve(model))
+    # The root's own model wins, whatever else the list says.
+    (model / "modules.json").write_text(json.dumps([{**module, "path": "elsewhere"}]))
+    check_weights(resolve(model))

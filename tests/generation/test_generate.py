@@ -220,7 +220,9 @@ def test_compilations_are_no_more_than_the_buckets() -> None:
     assert before
     # Lengths, batch sizes and counts that were not seen before, in buckets that were; no helper compiles either.
     for length, rows, new in calls:
-        model.generate(random.integers(1, 31, (rows, max(length - 1, 1) if length > 17 else length)), max_new_tokens=new)
+        model.generate(
+            random.integers(1, 31, (rows, max(length - 1, 1) if length > 17 else length)), max_new_tokens=new
+        )
     assert len(compiled) == before
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 from typing import Any
 
@@ -67,6 +68,9 @@ def _oracle(settled: Settled, scores: np.ndarray) -> np.ndarray:
         repetition_penalty=settled.repetition_penalty,
         min_length=settled.min_new_tokens + settled.prompt_length,
         min_new_tokens=settled.min_new_tokens,
+        max_length=settled.max_length,
+        forced_bos_token_id=settled.forced_bos_token_id,
+        forced_eos_token_id=list(settled.forced_eos_token_ids) or None,
         **(
             {"temperature": settled.temperature, "top_k": settled.top_k, "top_p": settled.top_p}
             if settled.do_sample
@@ -100,6 +104,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"repetition_penalty": 0.6, "min_new_tokens": 3, "eos_token_ids": (5, 36)},
     {"min_new_tokens": 2, "eos_token_ids": (5,)},
     {"min_new_tokens": 9, "eos_token_ids": (1, 2, 3, 4, 5, 6)},
+    {"min_new_tokens": 50, "eos_token_ids": (5,), "forced_eos_token_ids": (5, 7)},
     {"do_sample": True, "temperature": 0.3},
     {"do_sample": True, "top_k": 1},
     {"do_sample": True, "top_k": 5},
@@ -124,6 +129,32 @@ SETTINGS: list[dict[str, Any]] = [
         "min_p": 0.02,
     },
 ]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("step", [0, 1, 4])
+def test_forced_tokens_equal_the_oracle(step: int) -> None:
+    """The first and the last of five new tokens after a prompt of one."""
+    import torch
+    import transformers
+
+    settled = Settled(prompt_length=1, max_new_tokens=5, forced_bos_token_id=3, forced_eos_token_ids=(36, 8))
+    scores, ids = _scores("random"), torch.ones((3, 1 + step), dtype=torch.int64)
+    theirs = torch.tensor(scores)
+    for processor in (
+        transformers.ForcedBOSTokenLogitsProcessor(3),
+        transformers.ForcedEOSTokenLogitsProcessor(settled.max_length, [36, 8]),
+    ):
+        theirs = processor(ids, theirs)
+    state = dataclasses.replace(_state(), step=jnp.int32(step))
+    _assert_same(np.asarray(process(processors_for(settled, VOCAB), jnp.asarray(scores), state)), theirs.numpy())
+    longer = dataclasses.replace(settled, prompt_length=2, forced_eos_token_ids=())
+    assert processors_for(longer, VOCAB) == ()
+
+
+def test_a_forced_token_outside_the_vocabulary_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"forced_eos_token_id=37.*0 to 36"):
+        processors_for(_settled(forced_eos_token_ids=(5, 37)), VOCAB)
 
 
 @pytest.mark.oracle

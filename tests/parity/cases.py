@@ -22,6 +22,8 @@ LLAMA3 = {
 
 BASE, CAUSAL_LM = "AutoModel", "AutoModelForCausalLM"
 MASKED_LM, SEQUENCE_CLASSIFICATION = "AutoModelForMaskedLM", "AutoModelForSequenceClassification"
+QUESTION_ANSWERING = "AutoModelForQuestionAnswering"
+SEQ2SEQ_LM = "AutoModelForSeq2SeqLM"
 
 # Auto classes of each architecture, which are the heads.
 HEADS: dict[str, tuple[str, ...]] = {
@@ -32,6 +34,16 @@ HEADS: dict[str, tuple[str, ...]] = {
 
 # Architectures whose models read token_type_ids.
 TOKEN_TYPES: tuple[str, ...] = ("bert", "gpt2")
+
+# Pairs of model_type and name of configs whose eager attention is at fault in the oracle; its sdpa puts out no
+# attentions.
+SDPA: tuple[tuple[str, str], ...] = ()
+
+# Architectures with an encoder and a decoder.
+SEQ2SEQ: tuple[str, ...] = ()
+
+# Architectures whose models tell padding by the padding token, beside the mask.
+POSITIONS_FROM_IDS: tuple[str, ...] = ()
 
 # model_type -> name -> config; the first of an architecture is the quick one.
 CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
@@ -153,6 +165,9 @@ for _module in sorted(Path(__file__).parent.glob("cases_*.py")):
     CONFIGS |= _family.CONFIGS
     MESH_CONFIGS |= _family.MESH_CONFIGS
     TOKEN_TYPES += getattr(_family, "TOKEN_TYPES", ())
+    SDPA += getattr(_family, "SDPA", ())
+    POSITIONS_FROM_IDS += getattr(_family, "POSITIONS_FROM_IDS", ())
+    SEQ2SEQ += getattr(_family, "SEQ2SEQ", ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,19 +188,31 @@ class Case:
     def token_types(self) -> bool:
         return self.model_type in TOKEN_TYPES
 
+    @property
+    def seq2seq(self) -> bool:
+        return self.model_type in SEQ2SEQ
+
+    @property
+    def sdpa(self) -> bool:
+        return (self.model_type, self.name) in SDPA
+
     def __str__(self) -> str:
         return f"{self.model_type}-{self.head.removeprefix('AutoModel') or 'Base'}-{self.name}"
 
 
-def _config(own: dict[str, Any]) -> dict[str, Any]:
-    layers = {} if {"n_layer", "num_hidden_layers"} & set(own) else {"num_hidden_layers": 2}
+def _config(own: dict[str, Any], head: str) -> dict[str, Any]:
+    if head == QUESTION_ANSWERING:  # which has two labels
+        own = {key: value for key, value in own.items() if key != "num_labels"}
+    layers = (
+        {} if {"n_layer", "num_hidden_layers", "num_layers", "encoder_layers"} & set(own) else {"num_hidden_layers": 2}
+    )
     # Wide weights, so that no two tokens come close to the same score.
     return {"vocab_size": 131, "initializer_range": 0.4, **IDS, **layers, **own}
 
 
 CASES = {
     model_type: [
-        [Case(model_type, head, name, _config(own)) for head in HEADS[model_type]]
+        [Case(model_type, head, name, _config(own, head)) for head in HEADS[model_type]]
         for name, own in configs.items()
     ]
     for model_type, configs in CONFIGS.items()
@@ -193,20 +220,33 @@ CASES = {
 
 # model_type -> the cases for several devices, each under its architecture's first head.
 MESH_CASES = {
-    model_type: [Case(model_type, HEADS[model_type][0], name, _config(own)) for name, own in configs.items()]
+    model_type: [
+        Case(model_type, head, name, _config(own, head))
+        for name, own in configs.items()
+        for head in HEADS[model_type][:1]
+    ]
     for model_type, configs in MESH_CONFIGS.items()
 }
 
 
-def params(*heads: str) -> list[Any]:
+# Tested in every way also where time is short; what the others add to these shows in fewer ways.
+CORE = ("llama", "gpt2", "bert")
+
+
+def params(*heads: str, first_head: bool = False, core: bool = False) -> list[Any]:
     """The cases as pytest parameters; all but each architecture's first config are marked `full`.
 
     Args:
         heads: only these; all of them by default.
+        first_head: mark all but each architecture's first head `full` too: what is tested lies before the head.
+        core: mark all but the first head of `CORE` `full` too: what is tested is much the same everywhere.
     """
     found = []
-    for configs in CASES.values():
+    for model_type, configs in CASES.items():
         for i, row in enumerate(configs):
-            marks = [pytest.mark.full] if i else []
-            found += [pytest.param(case, id=str(case), marks=marks) for case in row if not heads or case.head in heads]
+            for j, case in enumerate(row):
+                full = i or (j and (first_head or core)) or (core and model_type not in CORE)
+                marks = [pytest.mark.full] if full else []
+                if not heads or case.head in heads:
+                    found.append(pytest.param(case, id=str(case), marks=marks))
     return found

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tests.parity.cases import CAUSAL_LM, Case, params
+from tests.parity.cases import CAUSAL_LM, SEQ2SEQ_LM, Case, params
 from tests.parity.harness import Made, batch
 
 pytestmark = pytest.mark.oracle
@@ -20,22 +20,23 @@ def check(checkpoint: Made, ids: np.ndarray, mask: np.ndarray, **kwargs) -> np.n
     return theirs
 
 
-@pytest.mark.parametrize("case", params(CAUSAL_LM))
+@pytest.mark.parametrize("case", params(CAUSAL_LM, SEQ2SEQ_LM))
 def test_left_padded_batch(case: Case, made: Callable[[Case], Made]):
     ids, mask = batch(case, "left")
     check(made(case), ids, mask, eos_token_id=None)
 
 
-@pytest.mark.parametrize("case", params(CAUSAL_LM))
+@pytest.mark.parametrize("case", params(CAUSAL_LM, SEQ2SEQ_LM, core=True))
 def test_rows_that_end_at_different_steps(case: Case, made: Callable[[Case], Made]):
     """The end token is one that the first row puts out on its way, so that it ends before the others."""
     ids, mask = batch(case, "left")
     free = check(made(case), ids, mask, eos_token_id=None)
-    ended = check(made(case), ids, mask, eos_token_id=int(free[0, ids.shape[1] + 5]))
-    assert (ended[0, ids.shape[1] + 6 :] == 0).all()
+    prompt = free.shape[1] - NEW
+    ended = check(made(case), ids, mask, eos_token_id=int(free[0, prompt + 5]))
+    assert (ended[0, prompt + 6 :] == 0).all()
 
 
-@pytest.mark.parametrize("case", params(CAUSAL_LM))
+@pytest.mark.parametrize("case", params(CAUSAL_LM, SEQ2SEQ_LM, core=True))
 def test_single_prompt(case: Case, made: Callable[[Case], Made]):
     ids, mask = batch(case, "none", rows=1, tokens=5)
     check(made(case), ids, mask)

@@ -44,7 +44,6 @@ def prompt_ids(tokenizer, question: str) -> np.ndarray:
 @pytest.fixture(scope="module")
 def smollm2_oracle():
     import transformers
-
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     # As from_pretrained(gguf_file=) does, which also asks for the package accelerate.

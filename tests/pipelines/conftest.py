@@ -58,7 +58,9 @@ class ArithmeticModel:
 
     def __init__(self, vocabulary: int = 300, generation_config: GenerationConfig | None = None, limits=None):
         limits = limits or {}
-        self.config = types.SimpleNamespace(is_encoder_decoder=False, limits=lambda: limits)
+        self.config = types.SimpleNamespace(
+            is_encoder_decoder=False, limits=lambda: limits, longest_input=lambda: limits.get("position_ids")
+        )
         self.generation_config = generation_config or GenerationConfig(bos_token_id=0, eos_token_id=1)
         self.vocabulary = vocabulary
         self.dtype = np.dtype(np.float32)

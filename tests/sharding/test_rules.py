@@ -29,7 +29,7 @@ def is_sharded(x: jax.Array, mesh: Mesh, spec: P) -> bool:
         ((None, "vocab"), (3, 8), P(None, "tensor")),
         (("heads", "mlp"), (4, 8), P("tensor")),  # a mesh axis splits one dimension only
         (("heads", "mlp"), (3, 8), P(None, "tensor")),
-        (("expert", "embed", "mlp"), (2, 8, 8), P(None, None, "tensor")),
+        (("experts", "embed", "mlp"), (2, 8, 8), P(None, None, "tensor")),
         ((), (), P()),
     ],
 )

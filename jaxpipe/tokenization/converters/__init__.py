@@ -7,7 +7,7 @@ kind of source is a new file with a ``convert`` function and one more line in ``
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from jaxpipe.tokenization.converters import byte_level_bpe, tokenizer_json, wordpiece
+from jaxpipe.tokenization.converters import byte_level_bpe, paired, sentencepiece, tokenizer_json, wordpiece
 from jaxpipe.tokenization.converters.base import Converted
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ Converter = Callable[["Checkpoint", dict[str, Any], str | None], Converted | Non
 # Tried in this order: tokenizer.json says the most, bare vocabularies leave the rules to the tokenizer's class.
 CONVERTERS: dict[str, Converter] = {
     "tokenizer.json": tokenizer_json.convert,
+    "source.spm + target.spm + vocab.json": paired.convert_marian,
+    "sentencepiece.bpe.model + vocab.json": paired.convert_m2m100,
+    "*.model of SentencePiece": sentencepiece.convert,
     "vocab.json + merges.txt": byte_level_bpe.convert,
     "vocab.txt": wordpiece.convert,
 }

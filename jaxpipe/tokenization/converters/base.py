@@ -1,6 +1,7 @@
 """What a converter returns, and the splitting rules that several of them share."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from jaxpipe.tokenization.families import Family
@@ -8,6 +9,8 @@ from jaxpipe.tokenization.families import Family
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
     from tokenizers import pre_tokenizers
+
+    from jaxpipe.tokenization.tokenizer import Tokenizer
 
 # Rules by which byte-level vocabularies were trained: text is cut by the pattern, then pairs merge inside a piece.
 LLAMA3 = (
@@ -19,11 +22,21 @@ QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 @dataclasses.dataclass
 class Converted:
-    """A backend, the traits of its class, and settings (keys of tokenizer_config.json) that the source implies."""
+    """A backend and the traits of its class, with keys of tokenizer_config.json.
+
+    Attributes:
+        backend: splits and joins text.
+        family: traits of the class.
+        settings: keys that the source implies where the config lacks them.
+        winning: keys that take the place of the config's.
+        make: makes the tokenizer where that is no plain one; takes the arguments of ``Tokenizer``.
+    """
 
     backend: "Backend"
     family: Family
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    winning: dict[str, Any] = dataclasses.field(default_factory=dict)
+    make: "Callable[..., Tokenizer] | None" = None
 
 
 def split_by(pattern: str) -> "pre_tokenizers.PreTokenizer":
