@@ -1,6 +1,7 @@
 """Whether a head shares the embedding, where config and checkpoint may disagree."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,8 @@ def settle_tying(config: ModelConfig, architecture: Architecture, source: Tensor
     logger.warning(
         "tie_word_embeddings is true, but %s and %s differ in the checkpoint: the head is kept apart.", *different[0]
     )
-    untied = dataclasses.replace(config, tie_word_embeddings=False)
+    settled: Any = config
+    untied = dataclasses.replace(settled, tie_word_embeddings=False)
     untied.extra = config.extra
     return untied
 

@@ -5,7 +5,7 @@ import json
 import math
 import typing
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, dataclass_transform
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import pydantic
 from pydantic.dataclasses import dataclass as _validated
@@ -65,9 +65,13 @@ def _write_floats(value: Any) -> Any:
     return value
 
 
-def _as_dataclass(cls: type) -> type:
+Class = TypeVar("Class", bound=type)
+
+
+def _as_dataclass(cls: Class) -> Class:
     settings = pydantic.ConfigDict(extra="ignore", protected_namespaces=())
-    return _validated(cls, kw_only=True, repr=False, config=settings)
+    made: Any = _validated(cls, kw_only=True, repr=False, config=settings)
+    return made
 
 
 @_as_dataclass

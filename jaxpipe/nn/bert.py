@@ -29,8 +29,13 @@ class BertSizes(Protocol):
     intermediate_size: int
     hidden_act: str
     max_position_embeddings: int
-    type_vocab_size: int
     layer_norm_eps: float
+
+
+class TypedSizes(BertSizes, Protocol):
+    """Of an architecture with token types."""
+
+    type_vocab_size: int
 
 
 class BertEmbeddings(nnx.Module):
@@ -40,7 +45,7 @@ class BertEmbeddings(nnx.Module):
         width: of the tables, where it is not the model's.
     """
 
-    def __init__(self, config: BertSizes, init: Init, *, width: int = 0):
+    def __init__(self, config: TypedSizes, init: Init, *, width: int = 0):
         width = width or config.hidden_size
         self.word_embeddings = Embedding(init, config.vocab_size, width, axis="vocab")
         self.position_embeddings = Embedding(init, config.max_position_embeddings, width)
