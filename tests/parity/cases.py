@@ -245,7 +245,9 @@ def params(*heads: str, first_head: bool = False, core: bool = False) -> list[An
     for model_type, configs in CASES.items():
         for i, row in enumerate(configs):
             for j, case in enumerate(row):
-                full = i or (j and (first_head or core)) or (core and model_type not in CORE)
+                other = model_type not in CORE
+                # A base model under a later row is the one that the first head was tested with.
+                full = i or (j and (first_head or core)) or (core and other) or (j and other and case.head == BASE)
                 marks = [pytest.mark.full] if full else []
                 if not heads or case.head in heads:
                     found.append(pytest.param(case, id=str(case), marks=marks))
