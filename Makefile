@@ -62,7 +62,7 @@ format: $(INSTALLED)-dev ## Rewrite the files in the style that `lint` checks
 	@$(BIN)/ruff format .
 
 bench-cpu: $(TEST_INSTALLED) $(VENV)/.models-test ## Measure decoding on this CPU, Transformers beside it, and the import
-	@$(BIN)/python benchmarks/decode.py --work 1x64x64 --output benchmarks/results/decode_cpu.json $(ARGS)
+	@$(BIN)/python benchmarks/decode.py --work 1x64x64 --peers "transformers eager" --output benchmarks/results/decode_cpu.json $(ARGS)
 	@$(BIN)/python benchmarks/import_time.py --output benchmarks/results/import_time.json
 
 readme: $(INSTALLED)-core ## Write the table of architectures into README.md
