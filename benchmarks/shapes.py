@@ -42,4 +42,20 @@ TINY = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-SHAPES = {"llama-3.1-8b": LLAMA_3_1_8B, "smollm2-135m": SMOLLM2_135M, "tiny": TINY}
+BERT_BASE = {
+    "model_type": "bert",
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 512,
+}
+MINILM_L6 = {**BERT_BASE, "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
+SHAPES = {
+    "llama-3.1-8b": LLAMA_3_1_8B,
+    "smollm2-135m": SMOLLM2_135M,
+    "tiny": TINY,
+    "bert-base": BERT_BASE,
+    "minilm-l6": MINILM_L6,
+}

@@ -1,5 +1,6 @@
 """Activation functions by the names that Hub configs use."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -11,7 +12,10 @@ Array = jax.Array
 
 
 def _gelu(x: Array) -> Array:
-    return jax.nn.gelu(x, approximate=False)
+    # By erf, which XLA's CPU backend computes four times as fast as the erfc of jax.nn.gelu; in float32, as the sum
+    # cancels where x is negative.
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def _gelu_tanh(x: Array) -> Array:
