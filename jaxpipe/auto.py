@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpipe.checkpoint.build import Blueprint, build, fit, from_seed, from_source
+from jaxpipe.checkpoint.fused import split_fused
 from jaxpipe.checkpoint.names import Match
 from jaxpipe.checkpoint.redrawn import redraw
 from jaxpipe.checkpoint.resolve import Checkpoint, resolve
@@ -162,7 +163,7 @@ class _AutoModel:
         else:
             architecture = registry.architecture(config.model_type)
             _check_overrides(kwargs, None)
-        source = checkpoint.weights()
+        source = split_fused(checkpoint.weights(), architecture)
         config = settle_tying(config.get_text_config(), architecture, source)
         wanted = _dtype(dtype if dtype is not None else torch_dtype, config, source, device_map, mesh)
         blueprint = Blueprint(architecture, cls.head, config, wanted)
@@ -184,6 +185,7 @@ class _AutoModel:
             built,
             name_or_path=checkpoint.name,
             generation_config=generation_config or GenerationConfig.from_pretrained(checkpoint),
+            checkpoint=checkpoint,
         )
         return (model, _loading_info(blueprint, found)) if output_loading_info else model
 

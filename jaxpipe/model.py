@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxpipe.checkpoint.build import Built, dotted
+from jaxpipe.checkpoint.resolve import Checkpoint
 from jaxpipe.checkpoint.save import save_weights
 from jaxpipe.common.checks import check_ids
 from jaxpipe.common.compile_cache import use_compile_cache
@@ -36,6 +37,7 @@ class PreTrainedModel:
         head: what was asked for, such as ``"causal language model"``.
         name_or_path: where it came from, empty for random weights.
         generation_config: defaults of `generate`.
+        checkpoint: the files it was loaded from, None for random weights.
         sharding_plan: where the weights lie; prints as a table.
     """
 
@@ -47,10 +49,12 @@ class PreTrainedModel:
         *,
         name_or_path: str = "",
         generation_config: GenerationConfig | None = None,
+        checkpoint: Checkpoint | None = None,
     ):
         self.config = config
         self.head = head
         self.name_or_path = name_or_path
+        self.checkpoint = checkpoint
         self.generation_config = generation_config or GenerationConfig.from_model_config(config)
         self.sharding_plan: ShardingPlan = built.plan
         self._built = built

@@ -130,7 +130,7 @@ class GGUFFile:
         config |= self._rope(config)
         config |= {"bos_token_id": None, "eos_token_id": None} | self.generation_config()
         if spec.derive:
-            config |= spec.derive(config)
+            config |= spec.derive(config, self.tensors.keys())
         config["dtype"] = self._dtype()
         self._report_unused(keys)
         return config
@@ -187,13 +187,15 @@ class GGUFFile:
             info_once(f"{self.path.name}: metadata that is not used: {', '.join(unused)}.")
 
     def generation_config(self) -> dict[str, Any]:
-        """Returns the token ids that begin, end and pad texts, in the keys of generation_config.json."""
+        """Returns the ids that begin, end and pad texts or start a decoder, in the keys of generation_config.json."""
         ids = {name: self.metadata.get(VOCABULARY + name) for name in END_IDS}
         ends = list(dict.fromkeys(value for value in ids.values() if isinstance(value, int)))
         found: dict[str, Any] = {"eos_token_id": ends[0] if len(ends) == 1 else ends} if ends else {}
         for theirs, ours in {"bos_token_id": "bos_token_id", "padding_token_id": "pad_token_id"}.items():
             if isinstance(value := self.metadata.get(VOCABULARY + theirs), int):
                 found[ours] = value
+        if isinstance(start := self._value("decoder_start_token_id"), int):
+            found["decoder_start_token_id"] = start
         return found
 
     def vocabulary(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import functools
 import mmap
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ ROPE_FREQS = "rope_freqs.weight"
 ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 # Transforms that leave the rows where they are.
 PLAIN_TRANSFORMS = ("transpose", "minus_one")
+REGROUP = "regroup_heads"
 # Values dequantised at once. The package's intermediate arrays take several times as much.
 CHUNK = 2**20
 
@@ -62,16 +63,16 @@ def check_types(path: Path, tensors: dict[str, GGUFTensor]) -> None:
         )
 
 
-def hub_name(spec: GGUFSpec, name: str) -> str:
-    """Returns the Hub's name of a GGUF tensor, or the same name where the architecture does not know it."""
+def hub_name(names: Mapping[str, str], name: str) -> str:
+    """Returns the Hub's name of a GGUF tensor by templates, or the same name where none of them fits."""
     base, dot, suffix = name.rpartition(".")
     if suffix not in ("weight", "bias"):
         base, dot, suffix = name, "", ""
     layer = re.search(r"(?<=blk\.)\d+", base)
     template = re.sub(r"(?<=blk\.)\d+", "{bid}", base)
-    if template not in spec.tensors:
+    if template not in names:
         return name
-    return spec.tensors[template].replace("{bid}", layer[0] if layer else "") + dot + suffix
+    return names[template].replace("{bid}", layer[0] if layer else "") + dot + suffix
 
 
 class GGUFSource:
@@ -101,15 +102,19 @@ class GGUFSource:
         check_types(path, tensors)
         self.path = path
         self.metadata = metadata
-        self._heads = {"unpermute_heads": heads[0], "unpermute_kv_heads": heads[1]}
+        self._heads = {"unpermute_heads": heads[0], "unpermute_kv_heads": heads[1], REGROUP: heads[1]}
+        self._query_heads = heads[0]
         self._bytes: np.ndarray | None = np.frombuffer(data, np.uint8)
         self._tensors: dict[str, tuple[GGUFTensor, str | None]] = {}
         self.infos: dict[str, TensorInfo] = {}
+        names = dict(spec.tensors)
+        for present, replaced in spec.variants.items():
+            names |= replaced if present in tensors else {}
         for tensor in tensors.values():
             # They hold a scaling of the configuration, not a weight.
             if tensor.name in (ROPE_FREQS, ROPE_LONG, ROPE_SHORT):
                 continue
-            name = hub_name(spec, tensor.name)
+            name = hub_name(names, tensor.name)
             if name in self.infos:
                 raise CheckpointError(
                     f"{path}: tensors {tensor.name!r} and {self._tensors[name][0].name!r} are both {name!r}."
@@ -127,10 +132,21 @@ class GGUFSource:
         if transform not in self._heads:
             known = [*PLAIN_TRANSFORMS, *self._heads]
             raise ValueError(f"{tensor.name!r}: transform {transform!r} is not one of {known}.")
-        if not isinstance(heads, int) or heads <= 0 or not tensor.shape or tensor.shape[0] % (2 * heads):
+        if transform == REGROUP:
+            self._check_groups(tensor)
+        elif not isinstance(heads, int) or heads <= 0 or not tensor.shape or tensor.shape[0] % (2 * heads):
             raise CheckpointError(
                 f"{self.path}: tensor {tensor.name!r} of shape {tensor.shape} cannot be split in "
                 f"{heads} heads of even width."
+            )
+
+    def _check_groups(self, tensor: GGUFTensor) -> None:
+        heads, kv_heads = self._query_heads, self._heads[REGROUP]
+        counted = all(isinstance(count, int) and count > 0 for count in (heads, kv_heads))
+        if not counted or heads % kv_heads or not tensor.shape or tensor.shape[0] % (heads + 2 * kv_heads):
+            raise CheckpointError(
+                f"{self.path}: tensor {tensor.name!r} of shape {tensor.shape} does not hold {heads} query heads and "
+                f"{kv_heads} key and value heads each."
             )
 
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
@@ -170,12 +186,16 @@ class GGUFSource:
         """Returns which stored row each row of the Hub's tensor is, or None where they are the same.
 
         llama.cpp rotates neighbouring pairs, the Hub's models the two halves of a head, so its converter interleaves
-        the halves' rows.
+        the halves' rows. Of joined projections it takes the groups apart that Falcon's checkpoints have.
         """
         heads = self._heads.get(transform or "")
         if heads is None:
             return None
         count = tensor.shape[0]
+        if transform == REGROUP:
+            width = count // (self._query_heads + 2 * heads)
+            query, key, value = np.split(np.arange(count), [self._query_heads * width, count - heads * width])
+            return np.concatenate([part.reshape(heads, -1) for part in (query, key, value)], axis=1).reshape(-1)
         return np.arange(count).reshape(heads, count // heads // 2, 2).swapaxes(1, 2).reshape(-1)
 
     def close(self) -> None:

@@ -131,6 +131,8 @@ def match(
         bare = current.removeprefix(prefix)
         if target is not None:
             claims.setdefault(target, []).append(name)
+        elif 0 in available[name].shape:
+            continue  # of a module of no size, which is left out
         elif any(re.fullmatch(pattern, bare) for pattern in (*IGNORED, *architecture.ignored)):
             continue
         elif (twin := _twin(bare, architecture, shapes, headed)) is not None:

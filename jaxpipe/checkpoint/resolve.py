@@ -63,6 +63,7 @@ class Checkpoint:
         name: what was asked for.
         revision: the Hub commit that every file comes from, or None for local files.
         gguf: the GGUF file, where the checkpoint is one; then configuration, tokenizer and weights are inside it.
+        subfolder: the folder that holds the model, or "" for the outermost one.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Checkpoint:
         self.name = name
         self.gguf = gguf
         self.revision = files.revision
+        self.subfolder = subfolder
         self._files = files
         self._prefix = f"{subfolder}/" if subfolder else ""
         self._variant = variant
@@ -87,6 +89,16 @@ class Checkpoint:
         if not is_plain_relative(filename):
             raise CheckpointError(f"{self.name}: refused: {filename!r} leads out of the checkpoint's folder.")
         return None if self.gguf else self._files.get(self._prefix + filename)
+
+    def within(self, subfolder: str) -> "Checkpoint":
+        """Returns the same files seen from another folder, whose path begins at the outermost one, "".
+
+        Raises:
+            CheckpointError: the path leads out of the checkpoint's folder.
+        """
+        if subfolder and not is_plain_relative(subfolder):
+            raise CheckpointError(f"{self.name}: refused: {subfolder!r} leads out of the checkpoint's folder.")
+        return Checkpoint(self.name, self._files, gguf=self.gguf, subfolder=subfolder)
 
     def read_json(self, filename: str) -> dict[str, Any] | None:
         """Returns the object in a JSON file of the checkpoint, or None where there is no such file.

@@ -1,7 +1,7 @@
 """What an architecture must say so that a GGUF file of it can be read."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 
@@ -19,8 +19,12 @@ class GGUFSpec:
         flags: config.json key -> the GGUF tensor (``blk.0.attn_q.bias``) whose presence makes it true.
         transforms: regular expression on the Hub's tensor name -> what undoes the converter's layout:
             ``unpermute_heads`` and ``unpermute_kv_heads`` (rows of rotary halves interleaved per head), ``transpose``,
+            ``regroup_heads`` (rows of all query, all key, then all value heads, which the Hub has in groups),
             ``minus_one``.
-        derive: makes further keys of config.json from those that were found, where it takes knowledge of the models.
+        variants: GGUF tensor (``blk.0.attn_norm_2.weight``) -> entries that take the place of those of `tensors` where
+            it is there.
+        derive: makes further keys of config.json from those that were found and from the names of GGUF's tensors, where
+            it takes knowledge of the models.
     """
 
     architecture: str
@@ -30,4 +34,5 @@ class GGUFSpec:
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
     transforms: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    derive: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    variants: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    derive: Callable[[Mapping[str, Any], Collection[str]], Mapping[str, Any]] | None = None

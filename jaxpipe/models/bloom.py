@@ -10,6 +10,7 @@ from flax import nnx
 from jaxpipe.common.errors import ConfigError
 from jaxpipe.common.outputs import BaseModelOutput
 from jaxpipe.models.config import ModelConfig
+from jaxpipe.models.decoder import classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.alibi import alibi
@@ -138,7 +139,11 @@ class BloomForCausalLM(CausalLM):
 register(
     Architecture(
         config=BloomConfig,
-        heads={BASE: BloomModel, CAUSAL_LM: BloomForCausalLM},
+        heads={
+            BASE: BloomModel,
+            CAUSAL_LM: BloomForCausalLM,
+            **classifiers("Bloom", BloomModel, base="transformer", tokens="classifier", answers="transformer"),
+        },
         base="transformer",
         tied={"lm_head.weight": "word_embeddings.weight"},
     )

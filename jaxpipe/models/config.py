@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import pydantic
@@ -21,13 +21,15 @@ INERT = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _commit_hash _experts_implementation _name_or_path
     _output_attentions attention_dropout attention_probs_dropout_prob attn_implementation auto_map bad_words_ids
-    base_model_tp_plan begin_suppress_tokens chunk_size_feed_forward classifier_dropout decoder_start_token_id
-    diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
+    base_model_tp_plan begin_suppress_tokens chunk_size_feed_forward classifier_dropout custom_pipelines
+    decoder_start_token_id diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty
     finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout_prob
     is_encoder_decoder length_penalty max_length max_new_tokens min_length model_type name_or_path
     no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
     output_past output_scores prefix pretraining_tp problem_type remove_invalid_values
-    repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params
+    repetition_penalty return_dict return_dict_in_generate sbert_ce_default_activation_function
+    sentence_transformers sep_token_id suppress_tokens task_specific_params
     temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torchscript transformers_version
     transformers_weights typical_p use_bfloat16 use_cache use_return_dict xla_device
     """.split()
@@ -113,7 +115,9 @@ class ModelConfig:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             # Sizes; one whose default is 0 may be left out of a model.
-            if field.type is int and (value < 0 or (value == 0 and field.default != 0)):
+            if field.type is int and (
+                value < 0 or (value == 0 and field.default != 0 and field.name not in self.zeros())
+            ):
                 raise ConfigError(f"config.json: {field.name}={value} is not a positive number.")
         if self.id2label is None:
             self.id2label = {i: f"LABEL_{i}" for i in range(2)}
@@ -133,6 +137,10 @@ class ModelConfig:
     def num_labels(self) -> int:
         """Number of classes of a classification head."""
         return len(self.id2label or ())
+
+    def zeros(self) -> Collection[str]:
+        """Names of the sizes that may be 0 in this config: of modules that may be left out."""
+        return ()
 
     @classmethod
     def keys(cls) -> set[str]:

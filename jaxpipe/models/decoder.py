@@ -1,11 +1,14 @@
-"""What the configurations of decoders with rotary positions share."""
+"""What the architectures of decoders share: their classifying heads, and configurations with rotary positions."""
 
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from jaxpipe.common.errors import ConfigError, nearest
 from jaxpipe.models.config import ModelConfig
+from jaxpipe.models.registry import QUESTION_ANSWERING, SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION
 from jaxpipe.nn.activations import activation
+from jaxpipe.nn.decoder_heads import DecoderQuestionAnswering, DecoderTokenClassification, LastTokenClassification
 from jaxpipe.nn.rope import Rope, rope_parameters
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -24,6 +27,38 @@ GGUF_TENSORS = {
     "blk.{bid}.ffn_up": "model.layers.{bid}.mlp.up_proj",
     "blk.{bid}.ffn_down": "model.layers.{bid}.mlp.down_proj",
 }
+
+
+def classifiers(
+    name: str,
+    model: type[Any],
+    *,
+    base: str = "model",
+    tokens: str | None = "score",
+    answers: str | None = None,
+    width: str = "hidden_size",
+) -> dict[str, type[Any]]:
+    """Makes the classes of a decoder's heads that classify, by what they do.
+
+    Args:
+        name: what the classes' names begin with, in the Hub's ``architectures``.
+        model: class of the decoder.
+        base: attribute of the decoder, as checkpoints have it.
+        tokens: attribute of the classifier of tokens; None where the Hub has no such head.
+        answers: attribute of the decoder under the head for question answering; None where there is none.
+        width: key of the config that has the width of the decoder's states.
+    """
+
+    def made(suffix: str, head: type[Any], **attributes: Any) -> type[Any]:
+        own = {"model": model, "width": width, "__module__": model.__module__, "__doc__": head.__doc__, **attributes}
+        return types.new_class(f"{name}For{suffix}", (head,), {}, lambda body: body.update(own))
+
+    heads = {SEQUENCE_CLASSIFICATION: made("SequenceClassification", LastTokenClassification, base=base)}
+    if tokens is not None:
+        heads[TOKEN_CLASSIFICATION] = made("TokenClassification", DecoderTokenClassification, base=base, scores=tokens)
+    if answers is not None:
+        heads[QUESTION_ANSWERING] = made("QuestionAnswering", DecoderQuestionAnswering, base=answers)
+    return heads
 
 
 class DecoderConfig(ModelConfig):

@@ -1,17 +1,18 @@
 """DeepSeek V3 and R1 (DeepSeek-AI, 2024; arXiv 2412.19437), as deepseek-ai/DeepSeek-V3 holds them, not quantised."""
 
 import math
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import jax
 
 from jaxpipe.common.errors import ConfigError
-from jaxpipe.models.decoder import DecoderConfig
+from jaxpipe.models.decoder import DecoderConfig, classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
 from jaxpipe.nn.init import Init
-from jaxpipe.nn.layout_experts import per_expert
+from jaxpipe.nn.layout_experts import fused_names, per_expert
 from jaxpipe.nn.mla import LatentAttention, LatentShape
 from jaxpipe.nn.mlp import GatedMLP
 from jaxpipe.nn.moe import Experts, Gated, GroupLimitedRouter, SparseMoE, check_choices
@@ -74,6 +75,8 @@ class DeepseekV3Config(DecoderConfig):
                 f"config.json: num_key_value_heads={self.num_key_value_heads}, but latent attention has as many as "
                 f"num_attention_heads={self.num_attention_heads}."
             )
+        if self.dense:
+            return
         if self.n_routed_experts % self.n_group or self.n_routed_experts < 2 * self.n_group:
             raise ConfigError(
                 f"config.json: n_routed_experts={self.n_routed_experts} are not n_group={self.n_group} groups of "
@@ -82,6 +85,15 @@ class DeepseekV3Config(DecoderConfig):
         if self.topk_group > self.n_group:
             raise ConfigError(f"config.json: topk_group={self.topk_group} of n_group={self.n_group} groups.")
         check_choices(self.num_experts_per_tok, self.n_routed_experts // self.n_group * self.topk_group)
+
+    @property
+    def dense(self) -> bool:
+        """Whether no layer has experts."""
+        return (self.first_k_dense_replace or 0) >= self.num_hidden_layers
+
+    def zeros(self) -> Collection[str]:
+        sizes = ("moe_intermediate_size", "n_routed_experts", "num_experts_per_tok", "n_group", "topk_group")
+        return ("n_shared_experts", *sizes) if self.dense else ("n_shared_experts",)
 
     @property
     def attention_scale(self) -> float:
@@ -112,10 +124,11 @@ class DeepseekV3MoE(SparseMoE):
         )
         super().__init__(router, Experts(init, shape, Gated(act), per_expert(*shape)))
         features = config.moe_intermediate_size * config.n_shared_experts
-        self.shared_experts = GatedMLP(init, config.hidden_size, features, act)
+        self.shared_experts = GatedMLP(init, config.hidden_size, features, act) if features else None
 
     def __call__(self, x: Array) -> Array:
-        return super().__call__(x) + self.shared_experts(x)
+        out = super().__call__(x)
+        return out if self.shared_experts is None else out + self.shared_experts(x)
 
 
 class DeepseekV3Model(RotaryDecoder):
@@ -160,10 +173,11 @@ class DeepseekV3ForCausalLM(CausalLM):
 register(
     Architecture(
         config=DeepseekV3Config,
-        heads={BASE: DeepseekV3Model, CAUSAL_LM: DeepseekV3ForCausalLM},
+        heads={BASE: DeepseekV3Model, CAUSAL_LM: DeepseekV3ForCausalLM, **classifiers("DeepseekV3", DeepseekV3Model)},
         base="model",
         # The module that predicts a second token, after the last of the 61 layers.
         ignored=(r"layers\.61\..*",),
         tied={"lm_head.weight": "embed_tokens.weight"},
+        fused=fused_names(),
     )
 )

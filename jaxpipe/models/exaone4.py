@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from jaxpipe.common.errors import ConfigError
-from jaxpipe.models.decoder import FULL, SLIDING, DecoderConfig, layer_types
+from jaxpipe.models.decoder import FULL, SLIDING, DecoderConfig, classifiers, layer_types
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
@@ -87,7 +87,11 @@ class Exaone4ForCausalLM(CausalLM):
 register(
     Architecture(
         config=Exaone4Config,
-        heads={BASE: Exaone4Model, CAUSAL_LM: Exaone4ForCausalLM},
+        heads={
+            BASE: Exaone4Model,
+            CAUSAL_LM: Exaone4ForCausalLM,
+            **classifiers("Exaone4", Exaone4Model, answers="transformer"),
+        },
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
     )

@@ -2,7 +2,7 @@
 and falcon-rw-1b (linear biases) hold it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -10,8 +10,10 @@ import jax
 from flax import nnx
 
 from jaxpipe.common.errors import ConfigError
+from jaxpipe.common.gguf_spec import GGUFSpec
 from jaxpipe.common.outputs import BaseModelOutput
 from jaxpipe.models.config import ModelConfig
+from jaxpipe.models.decoder import classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.alibi import alibi
@@ -196,11 +198,46 @@ class FalconForCausalLM(CausalLM):
         super().__init__(init, FalconModel(config, init), width, config.vocab_size, tied=tied)
 
 
+def _gguf_architecture(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
+    """Makes the keys that tell the architectures apart; with one key-value head and one norm both compute the same."""
+    two = "blk.0.attn_norm_2.weight" in tensors
+    kv_heads = config.get("num_kv_heads", config.get("num_attention_heads"))
+    return {"new_decoder_architecture": two or kv_heads != 1, "num_ln_in_parallel_attn": 1 + two}
+
+
 register(
     Architecture(
         config=FalconConfig,
-        heads={BASE: FalconModel, CAUSAL_LM: FalconForCausalLM},
+        heads={
+            BASE: FalconModel,
+            CAUSAL_LM: FalconForCausalLM,
+            **classifiers("Falcon", FalconModel, base="transformer", tokens="classifier", answers="transformer"),
+        },
         base="transformer",
         tied={"lm_head.weight": "word_embeddings.weight"},
+        gguf=GGUFSpec(
+            architecture="falcon",
+            model_type="falcon",
+            tensors={
+                "token_embd": "transformer.word_embeddings",
+                "output_norm": "transformer.ln_f",
+                "output": "lm_head",
+                "blk.{bid}.attn_norm": "transformer.h.{bid}.input_layernorm",
+                "blk.{bid}.attn_norm_2": "transformer.h.{bid}.ln_attn",
+                "blk.{bid}.attn_qkv": "transformer.h.{bid}.self_attention.query_key_value",
+                "blk.{bid}.attn_output": "transformer.h.{bid}.self_attention.dense",
+                "blk.{bid}.ffn_up": "transformer.h.{bid}.mlp.dense_h_to_4h",
+                "blk.{bid}.ffn_down": "transformer.h.{bid}.mlp.dense_4h_to_h",
+            },
+            config_keys={
+                "attention.head_count_kv": "num_kv_heads",
+                "attention.layer_norm_epsilon": "layer_norm_epsilon",
+                "feed_forward_length": "ffn_hidden_size",
+                "attention.key_length": None,
+            },
+            transforms={r".*\.query_key_value\.weight": "regroup_heads"},
+            variants={"blk.0.attn_norm_2.weight": {"blk.{bid}.attn_norm": "transformer.h.{bid}.ln_mlp"}},
+            derive=_gguf_architecture,
+        ),
     )
 )

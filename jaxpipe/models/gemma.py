@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpipe.common.gguf_spec import GGUFSpec
-from jaxpipe.models.decoder import GGUF_TENSORS, DecoderConfig
+from jaxpipe.models.decoder import GGUF_TENSORS, DecoderConfig, classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
@@ -84,7 +84,7 @@ class GemmaForCausalLM(CausalLM):
 register(
     Architecture(
         config=GemmaConfig,
-        heads={BASE: GemmaModel, CAUSAL_LM: GemmaForCausalLM},
+        heads={BASE: GemmaModel, CAUSAL_LM: GemmaForCausalLM, **classifiers("Gemma", GemmaModel)},
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
         gguf=GGUFSpec(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpipe.common.gguf_spec import GGUFSpec
-from jaxpipe.models.decoder import GGUF_TENSORS, SLIDING, DecoderConfig, layer_types
+from jaxpipe.models.decoder import GGUF_TENSORS, SLIDING, DecoderConfig, classifiers, layer_types
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
@@ -135,7 +135,7 @@ class Gemma2ForCausalLM(CausalLM):
 register(
     Architecture(
         config=Gemma2Config,
-        heads={BASE: Gemma2Model, CAUSAL_LM: Gemma2ForCausalLM},
+        heads={BASE: Gemma2Model, CAUSAL_LM: Gemma2ForCausalLM, **classifiers("Gemma2", Gemma2Model)},
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
         gguf=GGUFSpec(
@@ -148,7 +148,7 @@ register(
                 "final_logit_softcapping": "final_logit_softcapping",
             },
             transforms={r".*norm\.weight": "minus_one"},
-            derive=lambda config: gguf_scale(config, largest=46),
+            derive=lambda config, _: gguf_scale(config, largest=46),
         ),
     )
 )

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 from jaxpipe.models.config import ModelConfig
+from jaxpipe.models.decoder import classifiers
 from jaxpipe.models.gemma3_text import Gemma3ForCausalLM, Gemma3TextConfig, Gemma3TextModel
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 
@@ -39,7 +40,11 @@ class Gemma3Config(ModelConfig):
 register(
     Architecture(
         config=Gemma3Config,
-        heads={BASE: Gemma3TextModel, CAUSAL_LM: Gemma3ForCausalLM},
+        heads={
+            BASE: Gemma3TextModel,
+            CAUSAL_LM: Gemma3ForCausalLM,
+            **classifiers("Gemma3Text", Gemma3TextModel, tokens=None),
+        },
         base="model",
         renamed=((r"^language_model\.(model|lm_head)\.", r"\1."), (r"^model\.language_model\.", "model.")),
         tied={"lm_head.weight": "embed_tokens.weight"},

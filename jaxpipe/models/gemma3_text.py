@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxpipe.common.errors import ConfigError
 from jaxpipe.common.gguf_spec import GGUFSpec
 from jaxpipe.common.outputs import BaseModelOutput
-from jaxpipe.models.decoder import FULL, SLIDING
+from jaxpipe.models.decoder import FULL, SLIDING, classifiers
 from jaxpipe.models.gemma2 import GGUF_SANDWICH_TENSORS, Gemma2Config, Gemma2Model, gguf_scale
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.attention import Span
@@ -132,7 +132,11 @@ class Gemma3ForCausalLM(CausalLM):
 register(
     Architecture(
         config=Gemma3TextConfig,
-        heads={BASE: Gemma3TextModel, CAUSAL_LM: Gemma3ForCausalLM},
+        heads={
+            BASE: Gemma3TextModel,
+            CAUSAL_LM: Gemma3ForCausalLM,
+            **classifiers("Gemma3Text", Gemma3TextModel, tokens=None),
+        },
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
         gguf=GGUFSpec(
@@ -149,7 +153,7 @@ register(
                 "final_logit_softcapping": "final_logit_softcapping",
             },
             transforms={r".*norm\.weight": "minus_one"},
-            derive=lambda config: gguf_scale(config, largest=62),
+            derive=lambda config, _: gguf_scale(config, largest=62),
         ),
     )
 )

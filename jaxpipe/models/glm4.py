@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from jaxpipe.models.decoder import DecoderConfig
+from jaxpipe.models.decoder import DecoderConfig, classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
@@ -81,7 +81,7 @@ class Glm4ForCausalLM(CausalLM):
 register(
     Architecture(
         config=Glm4Config,
-        heads={BASE: Glm4Model, CAUSAL_LM: Glm4ForCausalLM},
+        heads={BASE: Glm4Model, CAUSAL_LM: Glm4ForCausalLM, **classifiers("Glm4", Glm4Model)},
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
     )

@@ -12,6 +12,7 @@ from jaxpipe.common.errors import ConfigError
 from jaxpipe.common.gguf_spec import GGUFSpec
 from jaxpipe.common.outputs import BaseModelOutput, LogitsOutput
 from jaxpipe.models.config import ModelConfig
+from jaxpipe.models.decoder import classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.attention import Span, attend, causal_span
@@ -184,7 +185,11 @@ class GPT2LMHeadModel(nnx.Module):
 register(
     Architecture(
         config=GPT2Config,
-        heads={BASE: GPT2Model, CAUSAL_LM: GPT2LMHeadModel},
+        heads={
+            BASE: GPT2Model,
+            CAUSAL_LM: GPT2LMHeadModel,
+            **classifiers("GPT2", GPT2Model, base="transformer", tokens="classifier", answers="transformer"),
+        },
         base="transformer",
         tied={"lm_head.weight": "wte.weight"},
         gguf=GGUFSpec(

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxpipe.common.errors import ConfigError
 from jaxpipe.common.outputs import BaseModelOutput
 from jaxpipe.models.config import ModelConfig
+from jaxpipe.models.decoder import classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.attention import Span, attend
@@ -180,7 +181,11 @@ class GPTNeoForCausalLM(CausalLM):
 register(
     Architecture(
         config=GPTNeoConfig,
-        heads={BASE: GPTNeoModel, CAUSAL_LM: GPTNeoForCausalLM},
+        heads={
+            BASE: GPTNeoModel,
+            CAUSAL_LM: GPTNeoForCausalLM,
+            **classifiers("GPTNeo", GPTNeoModel, base="transformer", tokens="classifier", answers="transformer"),
+        },
         base="transformer",
         ignored=(r"h\.\d+\.attn\.attention\.(bias|masked_bias)",),
         tied={"lm_head.weight": "wte.weight"},

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxpipe.common.errors import ConfigError
 from jaxpipe.common.outputs import BaseModelOutput
 from jaxpipe.models.config import ModelConfig
+from jaxpipe.models.decoder import classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.attention import Span, attend
@@ -146,7 +147,11 @@ class GPTNeoXForCausalLM(CausalLM):
 register(
     Architecture(
         config=GPTNeoXConfig,
-        heads={BASE: GPTNeoXModel, CAUSAL_LM: GPTNeoXForCausalLM},
+        heads={
+            BASE: GPTNeoXModel,
+            CAUSAL_LM: GPTNeoXForCausalLM,
+            **classifiers("GPTNeoX", GPTNeoXModel, base="gpt_neox", tokens="classifier", answers="gpt_neox"),
+        },
         base="gpt_neox",
         ignored=(r"layers\.\d+\.attention\.(bias|masked_bias)",),
         renamed=((r"^lm_head\.", "embed_out."),),

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxpipe.models.decoder import SLIDING, DecoderConfig, layer_types
+from jaxpipe.models.decoder import SLIDING, DecoderConfig, classifiers, layer_types
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.decoder import CausalLM
 from jaxpipe.nn.init import Init
@@ -119,7 +119,7 @@ class GptOssForCausalLM(CausalLM):
 register(
     Architecture(
         config=GptOssConfig,
-        heads={BASE: GptOssModel, CAUSAL_LM: GptOssForCausalLM},
+        heads={BASE: GptOssModel, CAUSAL_LM: GptOssForCausalLM, **classifiers("GptOss", GptOssModel)},
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
     )

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxpipe.common.errors import ConfigError
 from jaxpipe.common.outputs import BaseModelOutput
 from jaxpipe.models.config import ModelConfig
+from jaxpipe.models.decoder import classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.attention import Span, attend
@@ -156,7 +157,11 @@ class GPTJForCausalLM(CausalLM):
 register(
     Architecture(
         config=GPTJConfig,
-        heads={BASE: GPTJModel, CAUSAL_LM: GPTJForCausalLM},
+        heads={
+            BASE: GPTJModel,
+            CAUSAL_LM: GPTJForCausalLM,
+            **classifiers("GPTJ", GPTJModel, base="transformer", tokens=None, answers="transformer"),
+        },
         base="transformer",
     )
 )

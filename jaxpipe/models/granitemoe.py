@@ -90,5 +90,11 @@ register(
         heads={BASE: GraniteMoeModel, CAUSAL_LM: GraniteMoeForCausalLM},
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
+        # Names of Transformers 5.
+        renamed=(
+            (r"\.experts\.gate_up_proj$", ".input_linear.weight"),
+            (r"\.experts\.down_proj$", ".output_linear.weight"),
+            (r"\.router\.weight$", ".router.layer.weight"),
+        ),
     )
 )

@@ -10,7 +10,7 @@ from jaxpipe.common.errors import ConfigError
 from jaxpipe.common.gguf_spec import GGUFSpec
 from jaxpipe.common.outputs import BaseModelOutput, LogitsOutput
 from jaxpipe.models.config import ModelConfig
-from jaxpipe.models.decoder import GGUF_TENSORS
+from jaxpipe.models.decoder import GGUF_TENSORS, classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.attention import Span, attend, causal_span
@@ -166,7 +166,11 @@ class LlamaForCausalLM(nnx.Module):
 register(
     Architecture(
         config=LlamaConfig,
-        heads={BASE: LlamaModel, CAUSAL_LM: LlamaForCausalLM},
+        heads={
+            BASE: LlamaModel,
+            CAUSAL_LM: LlamaForCausalLM,
+            **classifiers("Llama", LlamaModel, answers="transformer"),
+        },
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
         gguf=GGUFSpec(

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxpipe.models.decoder import DecoderConfig
+from jaxpipe.models.decoder import DecoderConfig, classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
@@ -121,7 +121,11 @@ class Ministral3ForCausalLM(CausalLM):
 register(
     Architecture(
         config=Ministral3Config,
-        heads={BASE: Ministral3Model, CAUSAL_LM: Ministral3ForCausalLM},
+        heads={
+            BASE: Ministral3Model,
+            CAUSAL_LM: Ministral3ForCausalLM,
+            **classifiers("Ministral3", Ministral3Model, answers="model"),
+        },
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
     )

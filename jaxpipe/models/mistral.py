@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from jaxpipe.models.decoder import DecoderConfig
+from jaxpipe.models.decoder import DecoderConfig, classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
@@ -57,7 +57,11 @@ class MistralForCausalLM(CausalLM):
 register(
     Architecture(
         config=MistralConfig,
-        heads={BASE: MistralModel, CAUSAL_LM: MistralForCausalLM},
+        heads={
+            BASE: MistralModel,
+            CAUSAL_LM: MistralForCausalLM,
+            **classifiers("Mistral", MistralModel, answers="model"),
+        },
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
     )

@@ -4,16 +4,18 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from jaxpipe.models.decoder import DecoderConfig
+from jaxpipe.models.decoder import DecoderConfig, classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
 from jaxpipe.nn.init import Init
-from jaxpipe.nn.layout_experts import per_expert
+from jaxpipe.nn.layout_experts import fused_names, per_expert
 from jaxpipe.nn.moe import Experts, Gated, SoftmaxRouter, SparseMoE, check_choices
 from jaxpipe.nn.norms import RMSNorm
 from jaxpipe.nn.rotary_attention import RotaryAttention
 from jaxpipe.nn.rotary_decoder import PreNormLayer, RotaryDecoder
+
+NAMES = ("w1", "w3", "w2")
 
 
 class MixtralConfig(DecoderConfig):
@@ -55,7 +57,7 @@ class MixtralModel(RotaryDecoder):
             return RMSNorm(init, config.hidden_size, config.rms_norm_eps)
 
         shape = config.num_local_experts, config.hidden_size, config.intermediate_size
-        layouts = per_expert(*shape, ("w1", "w3", "w2"))
+        layouts = per_expert(*shape, NAMES)
         chosen = config.num_experts_per_tok
 
         def layer() -> PreNormLayer:
@@ -79,8 +81,15 @@ class MixtralForCausalLM(CausalLM):
 register(
     Architecture(
         config=MixtralConfig,
-        heads={BASE: MixtralModel, CAUSAL_LM: MixtralForCausalLM},
+        heads={
+            BASE: MixtralModel,
+            CAUSAL_LM: MixtralForCausalLM,
+            **classifiers("Mixtral", MixtralModel, answers="model"),
+        },
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
+        # Names of Transformers 5.
+        renamed=((r"\.mlp\.(gate|experts)\.", r".block_sparse_moe.\1."),),
+        fused=fused_names(NAMES),
     )
 )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxpipe.models.decoder import DecoderConfig
+from jaxpipe.models.decoder import DecoderConfig, classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
@@ -82,7 +82,7 @@ class OlmoForCausalLM(CausalLM):
 register(
     Architecture(
         config=OlmoConfig,
-        heads={BASE: OlmoModel, CAUSAL_LM: OlmoForCausalLM},
+        heads={BASE: OlmoModel, CAUSAL_LM: OlmoForCausalLM, **classifiers("Olmo", OlmoModel, tokens=None)},
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
     )

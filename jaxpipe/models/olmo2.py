@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from jaxpipe.models.decoder import DecoderConfig
+from jaxpipe.models.decoder import DecoderConfig, classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
@@ -61,7 +61,7 @@ class Olmo2ForCausalLM(CausalLM):
 register(
     Architecture(
         config=Olmo2Config,
-        heads={BASE: Olmo2Model, CAUSAL_LM: Olmo2ForCausalLM},
+        heads={BASE: Olmo2Model, CAUSAL_LM: Olmo2ForCausalLM, **classifiers("Olmo2", Olmo2Model, tokens=None)},
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
     )

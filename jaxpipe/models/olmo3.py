@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from jaxpipe.models.decoder import FULL, SLIDING, DecoderConfig, layer_types
+from jaxpipe.models.decoder import FULL, SLIDING, DecoderConfig, classifiers, layer_types
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
@@ -87,7 +87,7 @@ class Olmo3ForCausalLM(CausalLM):
 register(
     Architecture(
         config=Olmo3Config,
-        heads={BASE: Olmo3Model, CAUSAL_LM: Olmo3ForCausalLM},
+        heads={BASE: Olmo3Model, CAUSAL_LM: Olmo3ForCausalLM, **classifiers("Olmo3", Olmo3Model, tokens=None)},
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
     )

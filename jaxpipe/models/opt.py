@@ -10,6 +10,7 @@ from flax import nnx
 from jaxpipe.common.errors import ConfigError
 from jaxpipe.common.outputs import BaseModelOutput
 from jaxpipe.models.config import ModelConfig
+from jaxpipe.models.decoder import classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.attention import Span, attend
@@ -185,7 +186,11 @@ class OPTForCausalLM(CausalLM):
 register(
     Architecture(
         config=OPTConfig,
-        heads={BASE: OPTModel, CAUSAL_LM: OPTForCausalLM},
+        heads={
+            BASE: OPTModel,
+            CAUSAL_LM: OPTForCausalLM,
+            **classifiers("OPT", OPTModel, tokens=None, answers="model", width="word_embed_proj_dim"),
+        },
         base="model",
         tied={"lm_head.weight": "decoder.embed_tokens.weight"},
     )

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from jaxpipe.common.errors import ConfigError
-from jaxpipe.models.decoder import DecoderConfig
+from jaxpipe.models.decoder import DecoderConfig, classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
@@ -100,7 +100,7 @@ class PhiForCausalLM(CausalLM):
 register(
     Architecture(
         config=PhiConfig,
-        heads={BASE: PhiModel, CAUSAL_LM: PhiForCausalLM},
+        heads={BASE: PhiModel, CAUSAL_LM: PhiForCausalLM, **classifiers("Phi", PhiModel)},
         base="model",
     )
 )

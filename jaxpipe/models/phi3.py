@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jaxpipe.common.gguf_spec import GGUFSpec
-from jaxpipe.models.decoder import GGUF_TENSORS, DecoderConfig
+from jaxpipe.models.decoder import GGUF_TENSORS, DecoderConfig, classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
@@ -81,7 +81,7 @@ class Phi3ForCausalLM(CausalLM):
 register(
     Architecture(
         config=Phi3Config,
-        heads={BASE: Phi3Model, CAUSAL_LM: Phi3ForCausalLM},
+        heads={BASE: Phi3Model, CAUSAL_LM: Phi3ForCausalLM, **classifiers("Phi3", Phi3Model)},
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
         gguf=GGUFSpec(
@@ -96,7 +96,7 @@ register(
                 "attention.sliding_window": "sliding_window",
                 "rope.scaling.original_context_length": "original_max_position_embeddings",
             },
-            derive=lambda config: {"sliding_window": config.get("sliding_window") or None},
+            derive=lambda config, _: {"sliding_window": config.get("sliding_window") or None},
         ),
     )
 )

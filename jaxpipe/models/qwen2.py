@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jaxpipe.common.gguf_spec import GGUFSpec
-from jaxpipe.models.decoder import FULL, GGUF_TENSORS, SLIDING, DecoderConfig, layer_types
+from jaxpipe.models.decoder import FULL, GGUF_TENSORS, SLIDING, DecoderConfig, classifiers, layer_types
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
@@ -72,7 +72,11 @@ class Qwen2ForCausalLM(CausalLM):
 register(
     Architecture(
         config=Qwen2Config,
-        heads={BASE: Qwen2Model, CAUSAL_LM: Qwen2ForCausalLM},
+        heads={
+            BASE: Qwen2Model,
+            CAUSAL_LM: Qwen2ForCausalLM,
+            **classifiers("Qwen2", Qwen2Model, answers="transformer"),
+        },
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
         gguf=GGUFSpec(architecture="qwen2", model_type="qwen2", tensors=GGUF_TENSORS),

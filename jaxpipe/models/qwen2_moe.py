@@ -1,15 +1,16 @@
 """Qwen1.5 and Qwen2 with mixtures of experts (Qwen Team, 2024; arXiv 2407.10671), as Qwen/Qwen1.5-MoE-A2.7B has it."""
 
+from collections.abc import Collection
 from typing import ClassVar
 
 import jax
 
-from jaxpipe.models.decoder import FULL, SLIDING, DecoderConfig, layer_types
+from jaxpipe.models.decoder import FULL, SLIDING, DecoderConfig, classifiers, layer_types
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
 from jaxpipe.nn.init import Init
-from jaxpipe.nn.layout_experts import per_expert
+from jaxpipe.nn.layout_experts import fused_names, per_expert
 from jaxpipe.nn.linear import Linear
 from jaxpipe.nn.mlp import GatedMLP
 from jaxpipe.nn.moe import Experts, Gated, SoftmaxRouter, SparseMoE, check_choices
@@ -20,7 +21,43 @@ from jaxpipe.nn.rotary_decoder import PreNormLayer, RotaryDecoder
 Array = jax.Array
 
 
-class Qwen2MoeConfig(DecoderConfig):
+class SparseLayersConfig(DecoderConfig):
+    """What Qwen's configurations with mixtures of experts have in common: which layers have experts."""
+
+    decoder_sparse_step: int = 1
+    mlp_only_layers: list[int] | None = None
+    moe_intermediate_size: int = 1408
+    num_experts_per_tok: int = 4
+    norm_topk_prob: bool = False
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.mlp_only_layers = self.mlp_only_layers or []
+        if not self.dense:
+            check_choices(self.num_experts_per_tok, self.num_experts)
+
+    @property
+    def dense(self) -> bool:
+        """Whether no layer has experts."""
+        step, dense = self.decoder_sparse_step, self.mlp_only_layers or ()
+        return not self.num_experts or all(
+            i in dense or (step and (i + 1) % step) for i in range(self.num_hidden_layers)
+        )
+
+    def zeros(self) -> Collection[str]:
+        sizes = ("num_experts", "num_local_experts", "num_experts_per_tok", "decoder_sparse_step")
+        shared = ("shared_expert_intermediate_size",)
+        return (*shared, *sizes, "moe_intermediate_size") if self.dense else shared
+
+    def sparse(self, layer: int) -> bool:
+        """Whether a layer has experts; others have one gated MLP."""
+        return (
+            not self.dense and layer not in (self.mlp_only_layers or ()) and not (layer + 1) % self.decoder_sparse_step
+        )
+
+
+class Qwen2MoeConfig(SparseLayersConfig):
     """Configuration of Qwen1.5 and Qwen2 with mixtures of experts."""
 
     model_type: ClassVar[str] = "qwen2_moe"
@@ -40,29 +77,17 @@ class Qwen2MoeConfig(DecoderConfig):
     sliding_window: int | None = 4096
     max_window_layers: int | None = 28
     layer_types: list[str] | None = None
-    decoder_sparse_step: int = 1
-    mlp_only_layers: list[int] | None = None
-    moe_intermediate_size: int = 1408
     shared_expert_intermediate_size: int = 5632
-    num_experts_per_tok: int = 4
     num_experts: int = 60
-    norm_topk_prob: bool = False
-    tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choices(self.num_experts_per_tok, self.num_experts)
-        self.mlp_only_layers = self.mlp_only_layers or []
         if not self.use_sliding_window:
             self.sliding_window = 0
         if self.layer_types is None:
             sliding = (self.max_window_layers or 0) if self.use_sliding_window else 0
             self.layer_types = [SLIDING if i < sliding and i % 2 == 0 else FULL for i in range(self.num_hidden_layers)]
         self.layer_types = layer_types(self.layer_types, self.num_hidden_layers, 2, self.sliding_window)
-
-    def sparse(self, layer: int) -> bool:
-        """Whether a layer has experts; others have one gated MLP."""
-        return layer not in (self.mlp_only_layers or ()) and (layer + 1) % self.decoder_sparse_step == 0
 
 
 class Qwen2MoeSparseMoeBlock(SparseMoE):
@@ -73,11 +98,15 @@ class Qwen2MoeSparseMoeBlock(SparseMoE):
         act, normalise = activation(config.hidden_act), config.norm_topk_prob
         router = SoftmaxRouter(init, shape[1], shape[0], config.num_experts_per_tok, normalise=normalise)
         super().__init__(router, Experts(init, shape, Gated(act), per_expert(*shape)))
-        self.shared_expert = GatedMLP(init, config.hidden_size, config.shared_expert_intermediate_size, act)
+        features = config.shared_expert_intermediate_size
+        self.shared_expert = GatedMLP(init, config.hidden_size, features, act) if features else None
         self.shared_expert_gate = Linear(init, config.hidden_size, 1, bias=False)
 
     def __call__(self, x: Array) -> Array:
-        return super().__call__(x) + jax.nn.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
+        out = super().__call__(x)
+        if self.shared_expert is None:
+            return out
+        return out + jax.nn.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
 
 
 class Qwen2MoeModel(RotaryDecoder):
@@ -115,8 +144,13 @@ class Qwen2MoeForCausalLM(CausalLM):
 register(
     Architecture(
         config=Qwen2MoeConfig,
-        heads={BASE: Qwen2MoeModel, CAUSAL_LM: Qwen2MoeForCausalLM},
+        heads={
+            BASE: Qwen2MoeModel,
+            CAUSAL_LM: Qwen2MoeForCausalLM,
+            **classifiers("Qwen2Moe", Qwen2MoeModel, answers="model"),
+        },
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
+        fused=fused_names(),
     )
 )

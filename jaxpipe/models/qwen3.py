@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from jaxpipe.common.gguf_spec import GGUFSpec
-from jaxpipe.models.decoder import GGUF_TENSORS, SLIDING
+from jaxpipe.models.decoder import GGUF_TENSORS, SLIDING, classifiers
 from jaxpipe.models.qwen2 import Qwen2Config
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
@@ -58,7 +58,11 @@ class Qwen3ForCausalLM(CausalLM):
 register(
     Architecture(
         config=Qwen3Config,
-        heads={BASE: Qwen3Model, CAUSAL_LM: Qwen3ForCausalLM},
+        heads={
+            BASE: Qwen3Model,
+            CAUSAL_LM: Qwen3ForCausalLM,
+            **classifiers("Qwen3", Qwen3Model, answers="transformer"),
+        },
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
         gguf=GGUFSpec(

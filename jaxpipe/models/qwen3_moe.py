@@ -2,20 +2,21 @@
 
 from typing import ClassVar
 
-from jaxpipe.models.decoder import DecoderConfig
+from jaxpipe.models.decoder import classifiers
+from jaxpipe.models.qwen2_moe import SparseLayersConfig
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
 from jaxpipe.nn.init import Init
-from jaxpipe.nn.layout_experts import per_expert
+from jaxpipe.nn.layout_experts import fused_names, per_expert
 from jaxpipe.nn.mlp import GatedMLP
-from jaxpipe.nn.moe import Experts, Gated, SoftmaxRouter, SparseMoE, check_choices
+from jaxpipe.nn.moe import Experts, Gated, SoftmaxRouter, SparseMoE
 from jaxpipe.nn.norms import RMSNorm
 from jaxpipe.nn.rotary_attention import RotaryAttention
 from jaxpipe.nn.rotary_decoder import PreNormLayer, RotaryDecoder
 
 
-class Qwen3MoeConfig(DecoderConfig):
+class Qwen3MoeConfig(SparseLayersConfig):
     """Configuration of Qwen3 with mixtures of experts."""
 
     model_type: ClassVar[str] = "qwen3_moe"
@@ -34,24 +35,14 @@ class Qwen3MoeConfig(DecoderConfig):
     attention_bias: bool = False
     use_sliding_window: bool = False
     sliding_window: int | None = 4096
-    decoder_sparse_step: int = 1
-    mlp_only_layers: list[int] | None = None
     moe_intermediate_size: int = 768
     num_experts_per_tok: int = 8
     num_local_experts: int = 128
-    norm_topk_prob: bool = False
-    tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choices(self.num_experts_per_tok, self.num_local_experts)
-        self.mlp_only_layers = self.mlp_only_layers or []
         if not self.use_sliding_window:
             self.sliding_window = None
-
-    def sparse(self, layer: int) -> bool:
-        """Whether a layer has experts; others have one gated MLP."""
-        return layer not in (self.mlp_only_layers or ()) and (layer + 1) % self.decoder_sparse_step == 0
 
 
 class Qwen3MoeModel(RotaryDecoder):
@@ -96,8 +87,13 @@ class Qwen3MoeForCausalLM(CausalLM):
 register(
     Architecture(
         config=Qwen3MoeConfig,
-        heads={BASE: Qwen3MoeModel, CAUSAL_LM: Qwen3MoeForCausalLM},
+        heads={
+            BASE: Qwen3MoeModel,
+            CAUSAL_LM: Qwen3MoeForCausalLM,
+            **classifiers("Qwen3Moe", Qwen3MoeModel, answers="transformer"),
+        },
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
+        fused=fused_names(),
     )
 )

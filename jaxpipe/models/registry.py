@@ -20,6 +20,9 @@ BASE, CAUSAL_LM, MASKED_LM, SEQUENCE_CLASSIFICATION = (
 )
 TOKEN_CLASSIFICATION, QUESTION_ANSWERING = "token classification", "question answering"
 SEQ2SEQ_LM = "sequence-to-sequence language model"
+# Files of `jaxpipe.models` that are no architecture's, and those whose architecture's name has a dash.
+SHARED = frozenset({"config", "decoder", "encoder", "registry", "table"})
+DASHED = {"deberta_v2": "deberta-v2", "xlm_roberta": "xlm-roberta"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class Architecture:
         copies: name of a weight that checkpoints may hold once more -> name of the weight that it always is one
             with, both without the base prefix.
         head_optional: attributes of a head that a checkpoint may lack, such as a bias that is zero in most.
+        fused: experts that checkpoints may hold as one tensor (E, n F, D), as Transformers 5 has them in memory: a
+            pattern of its current name -> the names, for `re.sub` and with ``{e}`` for the expert, of the n tensors
+            (F, D) of each expert.
         gguf: how GGUF files hold it, None where they do not.
     """
 
@@ -54,6 +60,7 @@ class Architecture:
     tied: Mapping[str, str] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
     head_optional: tuple[str, ...] = ()
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     gguf: GGUFSpec | None = None
 
     @property
@@ -77,12 +84,13 @@ def register(architecture: Architecture) -> Architecture:
 
 
 def model_types() -> list[str]:
-    """Returns every ``model_type`` that is supported: each has a file of its name in `jaxpipe.models`."""
+    """Returns every ``model_type`` that is supported: each has a file of its name in `jaxpipe.models`, which is not
+    imported for that.
+    """
     import jaxpipe.models
 
-    for module in pkgutil.iter_modules(jaxpipe.models.__path__):
-        importlib.import_module(f"jaxpipe.models.{module.name}")
-    return sorted(_registry.architectures)
+    files = {module.name for module in pkgutil.iter_modules(jaxpipe.models.__path__)} - SHARED
+    return sorted({DASHED.get(name, name) for name in files} | set(_registry.architectures))
 
 
 def architecture(model_type: str | None, *, file: str = "config.json") -> Architecture:
@@ -107,5 +115,7 @@ def architecture(model_type: str | None, *, file: str = "config.json") -> Archit
 
 def gguf_spec(name: str) -> GGUFSpec | None:
     """Returns how GGUF files of ``general.architecture`` `name` are read, or None where that is not known."""
-    specs = (architecture(model_type).gguf for model_type in model_types())
+    # Most have the name of the model type, whose file alone is imported then.
+    types = sorted(model_types(), key=lambda model_type: model_type != name)
+    specs = (architecture(model_type).gguf for model_type in types)
     return next((spec for spec in specs if spec is not None and spec.architecture == name), None)

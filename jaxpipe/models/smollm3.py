@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jaxpipe.common.errors import ConfigError
-from jaxpipe.models.decoder import FULL, SLIDING, DecoderConfig, layer_types
+from jaxpipe.models.decoder import FULL, SLIDING, DecoderConfig, classifiers, layer_types
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
@@ -90,7 +90,11 @@ class SmolLM3ForCausalLM(CausalLM):
 register(
     Architecture(
         config=SmolLM3Config,
-        heads={BASE: SmolLM3Model, CAUSAL_LM: SmolLM3ForCausalLM},
+        heads={
+            BASE: SmolLM3Model,
+            CAUSAL_LM: SmolLM3ForCausalLM,
+            **classifiers("SmolLM3", SmolLM3Model, answers="transformer"),
+        },
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
     )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxpipe.common.errors import ConfigError
-from jaxpipe.models.decoder import DecoderConfig
+from jaxpipe.models.decoder import DecoderConfig, classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.attention import Span
@@ -127,7 +127,7 @@ class StableLmForCausalLM(CausalLM):
 register(
     Architecture(
         config=StableLmConfig,
-        heads={BASE: StableLmModel, CAUSAL_LM: StableLmForCausalLM},
+        heads={BASE: StableLmModel, CAUSAL_LM: StableLmForCausalLM, **classifiers("StableLm", StableLmModel)},
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
     )

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from jaxpipe.common.gguf_spec import GGUFSpec
-from jaxpipe.models.decoder import GGUF_TENSORS, DecoderConfig
+from jaxpipe.models.decoder import GGUF_TENSORS, DecoderConfig, classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.decoder import CausalLM
@@ -87,7 +87,7 @@ class Starcoder2ForCausalLM(CausalLM):
 register(
     Architecture(
         config=Starcoder2Config,
-        heads={BASE: Starcoder2Model, CAUSAL_LM: Starcoder2ForCausalLM},
+        heads={BASE: Starcoder2Model, CAUSAL_LM: Starcoder2ForCausalLM, **classifiers("Starcoder2", Starcoder2Model)},
         base="model",
         tied={"lm_head.weight": "embed_tokens.weight"},
         gguf=GGUFSpec(

@@ -1,7 +1,7 @@
 """T5 (Raffel et al., 2020; arXiv 1910.10683), as google-t5/t5-small and google/flan-t5-small hold it."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -338,4 +338,72 @@ def t5_architecture(
     )
 
 
-register(t5_architecture(T5Config, T5Model, T5ForConditionalGeneration))
+def _gguf_tensors() -> dict[str, str]:
+    """Names in GGUF files, of both halves."""
+    attention = {f"attn_{part}": f"layer.0.SelfAttention.{part}" for part in NAMES}
+    cross = {f"cross_attn_{part}": f"layer.1.EncDecAttention.{part}" for part in NAMES}
+    own = {
+        **attention,
+        "attn_rel_b": "layer.0.SelfAttention.relative_attention_bias",
+        "attn_norm": "layer.0.layer_norm",
+    }
+    found = {"token_embd": "shared", "output": "lm_head"}
+    for short, half, last in (("enc", "encoder", 1), ("dec", "decoder", 2)):
+        found[f"{short}.output_norm"] = f"{half}.final_layer_norm"
+        mlp = f"layer.{last}.DenseReluDense"
+        layer = {**own, "ffn_norm": f"layer.{last}.layer_norm", "ffn_up": f"{mlp}.wi", "ffn_down": f"{mlp}.wo"}
+        if half == "decoder":
+            layer |= {**cross, "cross_attn_norm": "layer.1.layer_norm"}
+            # Written beside the others by converters, read by no model; see `ignored` below.
+            layer["cross_attn_rel_b"] = "layer.1.EncDecAttention.relative_attention_bias"
+        found |= {f"{short}.blk.{{bid}}.{a}": f"{half}.block.{{bid}}.{b}" for a, b in layer.items()}
+    return found
+
+
+def _gguf_version(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
+    """Makes the keys that tell the versions apart, which GGUF files lack.
+
+    The MLP of version 1.0 has no gate, and its logits are scaled, also where a file holds the tied head once more.
+    """
+    if "enc.blk.0.ffn_gate.weight" in tensors:
+        found: dict[str, Any] = {"feed_forward_proj": "gated-gelu"}
+    else:
+        found = {"feed_forward_proj": "relu", "tie_word_embeddings": True, "scale_decoder_outputs": True}
+    return found | ({"model_type": "umt5"} if "enc.blk.1.attn_rel_b.weight" in tensors else {})
+
+
+GATED = {
+    f"{short}.blk.{{bid}}.ffn_{kind}": f"{half}.block.{{bid}}.layer.{last}.DenseReluDense.wi_{part}"
+    for short, half, last in (("enc", "encoder", 1), ("dec", "decoder", 2))
+    for part, kind in enumerate(("gate", "up"))
+}
+
+register(
+    t5_architecture(
+        T5Config,
+        T5Model,
+        T5ForConditionalGeneration,
+        gguf=GGUFSpec(
+            architecture="t5",
+            model_type="t5",
+            tensors=_gguf_tensors(),
+            config_keys={
+                "context_length": "n_positions",
+                "embedding_length": "d_model",
+                "block_count": "num_layers",
+                "decoder_block_count": "num_decoder_layers",
+                "feed_forward_length": "d_ff",
+                "attention.head_count": "num_heads",
+                "attention.head_count_kv": None,
+                "attention.key_length": "d_kv",
+                "attention.layer_norm_epsilon": "layer_norm_epsilon",
+                "attention.layer_norm_rms_epsilon": "layer_norm_epsilon",
+                "attention.relative_buckets_count": "relative_attention_num_buckets",
+                "decoder_start_token_id": "decoder_start_token_id",
+                "rope.freq_base": None,
+            },
+            variants={"enc.blk.0.ffn_gate.weight": GATED},
+            derive=_gguf_version,
+        ),
+    )
+)

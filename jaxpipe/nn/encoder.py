@@ -63,9 +63,11 @@ class EncoderHead(nnx.Module):
 
     Attributes of the class:
         base: attribute of the encoder, as the checkpoint has the name.
+        width: key of the config that has the width of its states.
     """
 
     base: ClassVar[str]
+    width: ClassVar[str] = "hidden_size"
 
     def __init__(self, config: Any, init: Init):
         setattr(self, self.base, self.encoder(config, init))
@@ -118,7 +120,7 @@ class QuestionAnswering(EncoderHead):
                 f"config.json: question answering has 2 labels, the start and the end of the answer; found "
                 f"{config.num_labels} in id2label or num_labels."
             )
-        setattr(self, self.span, Linear(init, config.hidden_size, 2))
+        setattr(self, self.span, Linear(init, getattr(config, self.width), 2))
 
     def __call__(self, input_ids: Array, **inputs: Any) -> QuestionAnsweringOutput:
         """Runs the encoder; arguments as of the bare model."""

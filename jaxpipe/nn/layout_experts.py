@@ -117,9 +117,16 @@ class ExpertLayouts:
     down_bias: Layout | None = None
 
 
-def per_expert(
-    experts: int, width: int, features: int, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
-) -> ExpertLayouts:
+GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
+
+
+def fused_names(names: tuple[str, str, str] = GATE_UP_DOWN) -> Mapping[str, tuple[str, ...]]:
+    """Returns `registry.Architecture.fused` of experts whose layers are named gate, up and down."""
+    gate, up, down = (rf"\1.{{e}}.{name}.weight" for name in names)
+    return {r"(.*\.experts)\.gate_up_proj": (gate, up), r"(.*\.experts)\.down_proj": (down,)}
+
+
+def per_expert(experts: int, width: int, features: int, names: tuple[str, str, str] = GATE_UP_DOWN) -> ExpertLayouts:
     """Returns the layouts of experts that are linear layers of their own, named gate, up and down."""
     gate, up, down = (f"{name}.weight" for name in names)
     return ExpertLayouts(

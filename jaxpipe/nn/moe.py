@@ -19,8 +19,8 @@ Array = jax.Array
 
 
 def check_choices(chosen: int, experts: int) -> None:
-    """Raises ConfigError where a token would choose more experts than it may choose from."""
-    if chosen > experts:
+    """Raises ConfigError where a token would choose no expert, or more than it may choose from."""
+    if not 0 < chosen <= experts:
         raise ConfigError(f"config.json: num_experts_per_tok={chosen}, but a token may choose from {experts} experts.")
 
 

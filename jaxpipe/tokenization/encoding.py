@@ -301,7 +301,11 @@ class Encoder(SpecialTokens):
                 return backend.encode_batch(rows, add_special_tokens=add_special_tokens, is_pretokenized=pretokenized)
             except TypeError as error:
                 raise TypeError(f"The tokenizer's input is not text: {error}") from error
-            except Exception as error:  # The backend raises bare Exceptions, such as "Truncation error: ...".
+            except BaseException as error:
+                # The backend raises bare Exceptions, such as "Truncation error: ...", and where the stride does not fit
+                # it panics, which is none.
+                if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                    raise
                 raise ValueError(
                     f"Encoding failed with truncation={strategy.truncation!r}, max_length={strategy.max_length} and "
                     f"stride={strategy.stride}: {error}"

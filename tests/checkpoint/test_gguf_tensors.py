@@ -136,10 +136,10 @@ def test_transposed_weights_of_gpt2(tmp_path: Path) -> None:
 
 
 def test_names() -> None:
-    assert hub_name(LLAMA, "blk.12.ffn_down.weight") == "model.layers.12.mlp.down_proj.weight"
-    assert hub_name(LLAMA, "output.weight") == "lm_head.weight"
-    assert hub_name(LLAMA, "blk.0.attn_rot_embd.weight") == "blk.0.attn_rot_embd.weight"
-    assert hub_name(LLAMA, "odd") == "odd"
+    assert hub_name(LLAMA.tensors, "blk.12.ffn_down.weight") == "model.layers.12.mlp.down_proj.weight"
+    assert hub_name(LLAMA.tensors, "output.weight") == "lm_head.weight"
+    assert hub_name(LLAMA.tensors, "blk.0.attn_rot_embd.weight") == "blk.0.attn_rot_embd.weight"
+    assert hub_name(LLAMA.tensors, "odd") == "odd"
 
 
 def test_two_tensors_of_one_name(tmp_path: Path) -> None:

@@ -45,15 +45,26 @@ def check_equal(found: Any, wanted: Any, mask: np.ndarray) -> None:
     assert np.abs(found - wanted).max() <= 1e-4 * max(1.0, float(np.abs(wanted).max()))
 
 
-@pytest.fixture(scope="module")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """A checkpoint of the oracle's model with images, under the names of the Hub's checkpoints."""
+# Its heads split over four devices, whose key-value heads are repeated; those of `TEXT` do not.
+SPLIT: dict[str, Any] = {
+    **TEXT,
+    "hidden_size": 48,
+    "intermediate_size": 52,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "query_pre_attn_scalar": 10,
+    "attention_bias": True,
+}
+
+
+def make_seeing(text: dict[str, Any], directory: Path) -> Any:
+    """Makes the oracle's model with images, saved under the names of the Hub's checkpoints."""
     import torch
     import transformers
 
     torch.manual_seed(0)
     config = transformers.Gemma3Config(
-        text_config=TEXT, vision_config=VISION, mm_tokens_per_image=4, image_token_index=130
+        text_config=text, vision_config=VISION, mm_tokens_per_image=4, image_token_index=130
     )
     model = transformers.Gemma3ForConditionalGeneration(config).eval()
     with torch.no_grad():
@@ -61,9 +72,22 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
             if name.endswith("norm.weight"):
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
     model.generation_config = transformers.GenerationConfig(bos_token_id=2, eos_token_id=1, pad_token_id=0)
-    directory = tmp_path_factory.mktemp("gemma3")
     model.save_pretrained(directory)
-    return model, directory
+    return model
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A checkpoint of the model with images."""
+    directory = tmp_path_factory.mktemp("gemma3")
+    return make_seeing(TEXT, directory), directory
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """One whose heads split over devices."""
+    directory = tmp_path_factory.mktemp("gemma3_split")
+    return make_seeing(SPLIT, directory), directory
 
 
 @pytest.mark.oracle
@@ -93,6 +117,52 @@ def test_the_text_model_of_a_checkpoint_with_images(
     assert type(again) is transformers.Gemma3ForCausalLM
     with torch.no_grad():
         check_equal(again(torch.tensor(ids), attention_mask=torch.tensor(mask)).logits, wanted, mask)
+
+
+MESHES: dict[str, Any] = {
+    "tensor": {"tensor": 4, "data": 2},
+    "fsdp": {"fsdp": 8},
+}
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("sizes", "mesh"),
+    [
+        ("split", "tensor"),
+        pytest.param("split", "fsdp", marks=pytest.mark.full),
+        pytest.param("seeing", "tensor", marks=pytest.mark.full),
+    ],
+)
+def test_the_text_model_on_8_devices(sizes: str, mesh: str, request: pytest.FixtureRequest):
+    import torch
+
+    oracle, directory = request.getfixturevalue(sizes)
+    model = AutoModelForCausalLM.from_pretrained(directory, device_map=MESHES[mesh])
+    assert {axis: size for axis, size in dict(model.mesh.shape).items() if size > 1} == MESHES[mesh]
+    ids, mask = ids_and_mask()
+    with torch.no_grad():
+        wanted = oracle(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask)).logits
+    found = model(ids, mask).logits
+    check_equal(found, wanted, mask)
+    check_equal(
+        found, torch.tensor(np.asarray(AutoModelForCausalLM.from_pretrained(directory)(ids, mask).logits)), mask
+    )
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("mesh", [None, "tensor"])
+def test_greedy_ids(split: tuple[Any, Path], mesh: str | None):
+    import torch
+
+    oracle, directory = split
+    ids, mask = ids_and_mask()
+    mask[2] = 1
+    mask[2, :5] = 0  # to the left, as generation has it
+    given = {"max_new_tokens": 32, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    model = AutoModelForCausalLM.from_pretrained(directory, device_map=mesh and MESHES[mesh])
+    theirs = oracle.generate(torch.tensor(ids), attention_mask=torch.tensor(mask), **given).numpy()
+    assert np.array_equal(np.asarray(model.generate(ids, mask, **given)), theirs)
 
 
 @pytest.mark.oracle

@@ -22,7 +22,7 @@ LLAMA3 = {
 
 BASE, CAUSAL_LM = "AutoModel", "AutoModelForCausalLM"
 MASKED_LM, SEQUENCE_CLASSIFICATION = "AutoModelForMaskedLM", "AutoModelForSequenceClassification"
-QUESTION_ANSWERING = "AutoModelForQuestionAnswering"
+TOKEN_CLASSIFICATION, QUESTION_ANSWERING = "AutoModelForTokenClassification", "AutoModelForQuestionAnswering"
 SEQ2SEQ_LM = "AutoModelForSeq2SeqLM"
 
 # Auto classes of each architecture, which are the heads.
@@ -31,6 +31,18 @@ HEADS: dict[str, tuple[str, ...]] = {
     "gpt2": (CAUSAL_LM, BASE),
     "bert": (MASKED_LM, SEQUENCE_CLASSIFICATION, BASE),
 }
+
+# Heads of decoders that classify: `CLASSIFIERS` has those of the sequences, of the tokens and for questions.
+CLASSIFIERS = (SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION, QUESTION_ANSWERING)
+DECODER_CLASSIFIERS: dict[str, tuple[str, ...]] = (
+    dict.fromkeys(("gemma3_text", "olmo", "olmo2", "olmo3"), CLASSIFIERS[:1])
+    | dict.fromkeys(("gptj", "opt"), (SEQUENCE_CLASSIFICATION, QUESTION_ANSWERING))
+    | dict.fromkeys("deepseek_v3 gemma gemma2 glm4 gpt_oss phi phi3 stablelm starcoder2".split(), CLASSIFIERS[:2])
+    | dict.fromkeys("bloom exaone4 falcon gpt2 gpt_neo gpt_neox llama ministral3 mistral mixtral".split(), CLASSIFIERS)
+    | dict.fromkeys("qwen2 qwen2_moe qwen3 qwen3_moe smollm3".split(), CLASSIFIERS)
+)
+# Of which the classifier of sequences is tested also where time is short.
+QUICK_CLASSIFIERS = ("llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma")
 
 # Architectures whose models read token_type_ids.
 TOKEN_TYPES: tuple[str, ...] = ("bert", "gpt2")
@@ -169,6 +181,8 @@ for _module in sorted(Path(__file__).parent.glob("cases_*.py")):
     POSITIONS_FROM_IDS += getattr(_family, "POSITIONS_FROM_IDS", ())
     SEQ2SEQ += getattr(_family, "SEQ2SEQ", ())
 
+HEADS |= {model_type: HEADS[model_type] + heads for model_type, heads in DECODER_CLASSIFIERS.items()}
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -189,6 +203,11 @@ class Case:
         return self.model_type in TOKEN_TYPES
 
     @property
+    def classifier(self) -> bool:
+        """Whether it is a decoder with a head that classifies."""
+        return self.model_type in DECODER_CLASSIFIERS and self.head in CLASSIFIERS
+
+    @property
     def seq2seq(self) -> bool:
         return self.model_type in SEQ2SEQ
 
@@ -203,6 +222,8 @@ class Case:
 def _config(own: dict[str, Any], head: str) -> dict[str, Any]:
     if head == QUESTION_ANSWERING:  # which has two labels
         own = {key: value for key, value in own.items() if key != "num_labels"}
+    elif head in CLASSIFIERS:
+        own = {"num_labels": 3, **own}
     layers = (
         {} if {"n_layer", "num_hidden_layers", "num_layers", "encoder_layers"} & set(own) else {"num_hidden_layers": 2}
     )
@@ -248,6 +269,9 @@ def params(*heads: str, first_head: bool = False, core: bool = False) -> list[An
                 other = model_type not in CORE
                 # A base model under a later row is the one that the first head was tested with.
                 full = i or (j and (first_head or core)) or (core and other) or (j and other and case.head == BASE)
+                if case.classifier:  # of the model that is tested under the first head
+                    quick = case.head == SEQUENCE_CLASSIFICATION and case.model_type in QUICK_CLASSIFIERS
+                    full = full or first_head or core or not quick
                 marks = [pytest.mark.full] if full else []
                 if not heads or case.head in heads:
                     found.append(pytest.param(case, id=str(case), marks=marks))

@@ -159,6 +159,8 @@ def given(case: Case, ids: np.ndarray, mask: np.ndarray | None = None) -> dict[s
     """Inputs of a call, of an encoder-decoder's decoder too."""
     inputs = {"input_ids": ids} if mask is None else {"input_ids": ids, "attention_mask": mask}
     if not case.seq2seq:
+        if case.classifier and mask is not None:  # the oracle tells padding by the padding token
+            ids[mask == 0] = case.config["pad_token_id"]
         return inputs
     if case.head == SEQUENCE_CLASSIFICATION:  # by the state of each row's last end token
         kept = np.ones_like(ids) if mask is None else mask

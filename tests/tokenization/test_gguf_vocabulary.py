@@ -202,7 +202,7 @@ def test_sentencepiece_files_equal_the_oracle(metaspace_bpe, samples, tmp_path, 
         assert ours.decode(ids) == theirs.decode(ids)
 
 
-@pytest.mark.parametrize("pre", [None, "smollm", "llama-bpe", "qwen2"])
+@pytest.mark.parametrize("pre", [None, "smollm", "llama-bpe", "qwen2", "falcon"])
 def test_byte_level_round_trip_and_added_tokens(vocab_and_merges, texts, pre) -> None:
     tokenizer = load(byte_level_metadata(vocab_and_merges, **({"pre": pre} if pre else {}), add_bos_token=False))
     for text in texts:
@@ -223,6 +223,7 @@ def test_digits_by_kind(vocab_and_merges) -> None:
     assert cut("smollm") == ["in", "Ġ", "1", "2", "3", "4", "5"]
     assert cut("llama-bpe") == ["in", "Ġ", "123", "45"]
     assert cut("qwen2") == ["in", "Ġ", "1", "2", "3", "4", "5"]
+    assert cut("falcon") == ["in", "Ġ", "123", "45"]
 
 
 def test_beginning_of_text(vocab_and_merges, metaspace_bpe) -> None:
@@ -245,7 +246,7 @@ def test_templates_by_name(vocab_and_merges, chatml) -> None:
     ("change", "words"),
     [
         ({"model": "bert"}, "tokenizer.ggml.model is 'bert'"),
-        ({"model": None}, "supported are gpt2, llama"),
+        ({"model": None}, "supported are gpt2, llama, t5"),
         ({"tokens": []}, "tokens is missing or empty"),
         ({"pre": "martian"}, "pre is 'martian'"),
         ({"merges": ["nospace"]}, "not two tokens"),

@@ -111,6 +111,7 @@ def test_input_that_is_not_text(bert, args, error, words) -> None:
         ({"padding": True, "truncation": True, "max_length": 10, "pad_to_multiple_of": 8}, "multiple of"),
         ({"truncation": True, "max_length": 8, "stride": 8}, "stride=8"),
         ({"truncation": True, "max_length": 8, "stride": 7}, "stride=7"),
+        ({"truncation": True, "max_length": 8, "stride": 6}, "stride=6"),
         ({"truncation": True, "max_length": 8, "stride": -1}, "stride=-1"),
         ({"truncation": "only_second", "max_length": 4}, "Truncation error"),
         ({"is_split_into_words": True}, "text.split"),

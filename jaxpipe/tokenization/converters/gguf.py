@@ -1,4 +1,4 @@
-"""GGUF vocabularies: byte-level BPE ("gpt2") and SentencePiece-like BPE ("llama").
+"""GGUF vocabularies: byte-level BPE ("gpt2"), SentencePiece-like BPE ("llama") and unigrams ("t5").
 
 Keys and pre-tokenizer names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and llama.cpp's
 ``llama-vocab.cpp``.
@@ -7,14 +7,18 @@ Keys and pre-tokenizer names: https://github.com/ggml-org/ggml/blob/master/docs/
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from jaxpipe.common.errors import CheckpointError
 from jaxpipe.tokenization.converters.base import LLAMA3, QWEN2, Converted, byte_alphabet, split_by
-from jaxpipe.tokenization.families import BASE
+from jaxpipe.tokenization.families import BASE, FAMILIES
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 CONTROL, USER_DEFINED = 3, 4
+T5 = FAMILIES["T5Tokenizer"]
+SENTINELS = 100
 SPECIAL_IDS = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -31,7 +35,9 @@ LLAMA3_SPLIT_ONLY = ("dbrx", "smaug-bpe")
 QWEN2_LIKE = ("qwen2", "deepseek-r1-qwen", "megrez", "kormo")
 # Of these the tokenizer.json composes characters first.
 COMPOSED = ("qwen2", "deepseek-r1-qwen")
-KNOWN_PRE = (*GPT2_LIKE, *DIGITS_APART, *LLAMA3_LIKE, *LLAMA3_SPLIT_ONLY, *QWEN2_LIKE)
+FALCON = "falcon"
+THREE_DIGITS = "[0-9][0-9][0-9]"
+KNOWN_PRE = (FALCON, *GPT2_LIKE, *DIGITS_APART, *LLAMA3_LIKE, *LLAMA3_SPLIT_ONLY, *QWEN2_LIKE)
 SPACE = "\u2581"
 
 
@@ -45,7 +51,7 @@ def convert(vocabulary: dict[str, Any], path: Path) -> Converted:
     Raises:
         CheckpointError: the vocabulary is of a kind that is not supported, or incomplete.
     """
-    kinds = {"gpt2": _byte_level, "llama": _sentencepiece}
+    kinds = {"gpt2": _byte_level, "llama": _sentencepiece, "t5": _unigram}
     kind = vocabulary.get("model")
     if kind not in kinds:
         raise CheckpointError(
@@ -54,10 +60,12 @@ def convert(vocabulary: dict[str, Any], path: Path) -> Converted:
         )
     if not vocabulary.get("tokens"):
         raise CheckpointError(f"{path}: tokenizer.ggml.tokens is missing or empty.")
+    if kind == "t5":
+        vocabulary = _with_sentinels(vocabulary)
     settings = _settings(vocabulary, path)
     backend = kinds[kind](vocabulary, path)
     _mark_tokens(backend, vocabulary)
-    return Converted(backend, BASE, settings)
+    return Converted(backend, T5 if kind == "t5" else BASE, settings)
 
 
 def _settings(vocabulary: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -78,12 +86,13 @@ def _settings(vocabulary: dict[str, Any], path: Path) -> dict[str, Any]:
     # Files older than the flags rely on llama.cpp's defaults: these two kinds open with the BOS token.
     opens = vocabulary.get("model") == "llama" or vocabulary.get("pre") in LLAMA3_LIKE
     settings["add_bos_token"] = bool(vocabulary.get("add_bos_token", opens)) and "bos_token" in settings
-    settings["add_eos_token"] = bool(vocabulary.get("add_eos_token", False)) and "eos_token" in settings
+    closes = vocabulary.get("model") == "t5"
+    settings["add_eos_token"] = bool(vocabulary.get("add_eos_token", closes)) and "eos_token" in settings
     return settings
 
 
 def _byte_level(vocabulary: dict[str, Any], path: Path) -> "Backend":
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     pre = vocabulary.get("pre") or "default"
     if pre not in KNOWN_PRE:
@@ -108,6 +117,15 @@ def _byte_level(vocabulary: dict[str, Any], path: Path) -> "Backend":
         if pre in COMPOSED:
             backend.normalizer = normalizers.NFC()
         backend.pre_tokenizer = split_by(QWEN2)
+    elif pre == FALCON:  # as in the model's tokenizer.json
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Punctuation("contiguous"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+                pre_tokenizers.Digits(individual_digits=False),
+                pre_tokenizers.Split(Regex(THREE_DIGITS), "isolated"),
+            ]
+        )
     else:
         steps = [pre_tokenizers.Digits(individual_digits=True)] if pre in DIGITS_APART else []
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -132,13 +150,7 @@ def _sentencepiece(vocabulary: dict[str, Any], path: Path) -> "Backend":
     if vocabulary.get("merges"):
         merges = [_pair(merge, path) for merge in vocabulary["merges"]]
     else:
-        scores = vocabulary.get("scores")
-        if scores is None or len(scores) != len(tokens):
-            raise CheckpointError(
-                f"{path}: tokenizer.ggml.scores has {len(scores or ())} values for {len(tokens)} tokens, "
-                "and there are no merges."
-            )
-        merges = merges_from_scores(vocab, scores)
+        merges = merges_from_scores(vocab, _scores(vocabulary, path))
     unknown = vocabulary.get("unknown_token_id")
     backend = Tokenizer(
         models.BPE(
@@ -156,6 +168,49 @@ def _sentencepiece(vocabulary: dict[str, Any], path: Path) -> "Backend":
     steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*steps, decoders.Strip(content=" ", left=1)] if prefix else steps)
     return backend
+
+
+def _with_sentinels(vocabulary: dict[str, Any]) -> dict[str, Any]:
+    """Gives T5's tokens for blanks their names back: they are no pieces, so converters write them as padding."""
+    tokens: list[str] = list(vocabulary["tokens"])
+    types: list[int] = list(vocabulary.get("token_type") or ())
+    padding = [index for index, token in enumerate(tokens) if token == f"[PAD{index}]"]
+    for number, index in enumerate(padding[:SENTINELS]):
+        tokens[index] = f"<extra_id_{SENTINELS - 1 - number}>"
+        if index < len(types):
+            types[index] = CONTROL
+    return {**vocabulary, "tokens": tokens, "token_type": types}
+
+
+def _unigram(vocabulary: dict[str, Any], path: Path) -> "Backend":
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    tokens = vocabulary["tokens"]
+    scores = _scores(vocabulary, path)
+    unknown = vocabulary.get("unknown_token_id", 2)
+    charsmap = vocabulary.get("precompiled_charsmap")
+    try:
+        backend = Tokenizer(models.Unigram(list(zip(tokens, scores, strict=True)), unk_id=unknown, byte_fallback=False))
+        if charsmap:
+            backend.normalizer = normalizers.Precompiled(np.asarray(charsmap).astype(np.uint8).tobytes())
+    except Exception as error:  # The library raises bare Exceptions.
+        raise CheckpointError(f"{path}: no tokenizer can be made of tokenizer.ggml.tokens: {error}") from error
+    scheme = "always" if vocabulary.get("add_space_prefix", True) else "never"
+    space = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme)
+    apart = vocabulary.get("remove_extra_whitespaces", True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), space]) if apart else space
+    backend.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme=scheme)
+    return backend
+
+
+def _scores(vocabulary: dict[str, Any], path: Path) -> list[float]:
+    tokens, scores = vocabulary["tokens"], vocabulary.get("scores")
+    if scores is None or len(scores) != len(tokens):
+        raise CheckpointError(
+            f"{path}: tokenizer.ggml.scores has {len(scores or ())} values for {len(tokens)} tokens, "
+            "and they are needed."
+        )
+    return scores
 
 
 def merges_from_scores(vocab: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
