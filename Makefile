@@ -33,7 +33,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-full lint typecheck format bench-cpu readme clean
+.PHONY: help venv demo test test-full lint typecheck format bench-cpu readme docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ bench-cpu: $(TEST_INSTALLED) $(VENV)/.models-test ## Measure decoding on this CP
 
 readme: $(INSTALLED)-core ## Write the table of architectures into README.md
 	@$(BIN)/python -m jaxpipe.cli.readme README.md
+
+docs: $(TEST_INSTALLED) $(VENV)/.models-test ## Run the examples of docs/tasks.md and write their outputs into it
+	@JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 $(BIN)/python docs/make_tasks.py docs/tasks.md
 
 clean: ## Remove what tools left behind, the environments stay
 	@rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

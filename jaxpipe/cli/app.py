@@ -61,9 +61,18 @@ def run_command(
 ) -> None:
     """Run a pipeline over the inputs of a configuration. Interrupted, the same command goes on where it stopped.
 
+    inputs lists texts, messages or items, or names a file by its path:
+    text, CSV with a header, JSONL or Parquet, by its suffix or inputs.format.
+    inputs.column names the column that is the item;
+    inputs.columns makes the item a mapping of several columns.
+
     output.path gets a JSON line a row: its index, from 0, and its output.
-    output.errors gets the rows that fail; remove a line there to try its row again.
+    output.errors gets the rows that fail, with their lines; remove one there to try its row again.
     A .run.json beside them tells which configuration and input they belong to.
+
+    An output.path that ends in .parquet is written once all rows are tried.
+    Until then, and after, the .rows.jsonl beside it has the JSON lines;
+    an interrupted run goes on from there.
     """
     from jaxpipe.cli.config import load_config
     from jaxpipe.cli.run import run

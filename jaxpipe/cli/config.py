@@ -23,38 +23,77 @@ class Message(BaseModel):
     content: Any = None
 
 
+InputFormat = Literal["text", "csv", "jsonl", "parquet"]
+_SUFFIXES: dict[str, InputFormat] = {
+    ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
+}  # fmt: skip
+
+
 class Inputs(_Checked):
-    """What is run: exactly one of ``texts``, ``messages`` and ``path``."""
+    """What is run: exactly one of ``texts``, ``messages``, ``items`` and ``path``.
+
+    Of a file with columns, ``column`` names the one that is the item; ``columns`` makes the item a mapping of several,
+    either under their own names or, as ``{key: column}``, under those that the pipeline knows.
+    """
 
     texts: list[str] | None = None
     messages: list[list[Message]] | None = None
+    items: list[dict[str, Any]] | None = None
     path: str | None = None
     column: str | None = None
-    format: Literal["text", "jsonl"] | None = None
+    columns: list[str] | dict[str, str] | None = None
+    format: InputFormat | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "Inputs":
-        given = [name for name in ("texts", "messages", "path") if getattr(self, name) is not None]
+        kinds = ("texts", "messages", "items", "path")
+        given = [name for name in kinds if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of texts, messages and path, not {' and '.join(given) or 'none'}")
-        if self.path is None and (self.column or self.format):
-            raise ValueError("column and format describe a file; they go with path only")
-        if self.column and self.file_format == "text":
-            raise ValueError("column names a key of JSON rows; set format: jsonl, or leave column out")
+            raise ValueError(
+                f"give exactly one of texts, messages, items and path, not {' and '.join(given) or 'none'}"
+            )
+        described = [name for name in ("column", "columns") if getattr(self, name) is not None]
+        if self.path is None and (described or self.format):
+            raise ValueError("column, columns and format describe a file; they go with path only")
+        if len(described) > 1:
+            raise ValueError("column makes the item one value and columns a mapping of several; give one of them")
+        if described and self.file_format == "text":
+            raise ValueError(
+                f"a text file has no columns; set format: csv, jsonl or parquet, or leave {described[0]} out"
+            )
+        if self.columns is not None and (not self.columns or len(self.mapping or ()) != len(self.columns)):
+            raise ValueError("columns takes names of columns, each once, or a mapping {key of the item: column}")
+        return self
+
+    @property
+    def file_format(self) -> InputFormat:
+        """How the file at ``path`` is read: as asked, else by its suffix."""
+        return self.format or _SUFFIXES.get(Path(str(self.path)).suffix.lower(), "text")
+
+    @property
+    def mapping(self) -> dict[str, str] | None:
+        """Key of the item -> column of the file, where ``columns`` is given."""
+        return self.columns if self.columns is None or isinstance(self.columns, dict) else {c: c for c in self.columns}
+
+
+class Output(_Checked):
+    """Where answers go: ``path`` is a JSONL or Parquet file, or "-" for the terminal."""
+
+    path: str = "-"
+    format: Literal["jsonl", "parquet"] | None = None
+    errors: str | None = None
+    overwrite: bool = False
+
+    @model_validator(mode="after")
+    def _a_file_has_a_format(self) -> "Output":
+        if self.path == "-" and self.format:
+            raise ValueError("format describes a file; the terminal has none")
         return self
 
     @property
     def file_format(self) -> str:
-        """How the file at ``path`` is read: as asked, else by its suffix."""
-        return self.format or ("jsonl" if str(self.path).endswith((".jsonl", ".ndjson")) else "text")
-
-
-class Output(_Checked):
-    """Where answers go: ``path`` is a JSONL file, or "-" for the terminal."""
-
-    path: str = "-"
-    errors: str | None = None
-    overwrite: bool = False
+        """How answers are written: as asked, else by the suffix of ``path``."""
+        return self.format or ("parquet" if self.path.lower().endswith(".parquet") else "jsonl")
 
 
 class RunConfig(_Checked):
@@ -68,7 +107,7 @@ class RunConfig(_Checked):
     device_map: str | int | dict[str, int] | None = None
     max_memory: dict[str | int, str | int] | None = None
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    batch_size: PositiveInt = 1
+    batch_size: PositiveInt | None = None
     seed: NonNegativeInt | None = None
     inputs: Inputs
     call: dict[str, Any] = Field(default_factory=dict)

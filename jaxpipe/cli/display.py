@@ -8,6 +8,8 @@ from rich.console import Console
 from jaxpipe.cli.record import plain
 
 _PREVIEW = 8
+# Where records of tasks that write have their text.
+_TEXTS = ("generated_text", "summary_text", "translation_text")
 
 
 def console(stderr: bool = False) -> Console:
@@ -35,9 +37,10 @@ def prompt_text(item: Any) -> str:
 
 
 def _record_text(record: Any) -> str | None:
-    if not isinstance(record, dict) or "generated_text" not in record:
+    key = next((key for key in _TEXTS if key in record), None) if isinstance(record, dict) else None
+    if key is None:
         return None
-    generated = record["generated_text"]
+    generated = record[key]
     if isinstance(generated, list) and generated and isinstance(generated[-1], dict):
         return _content(generated[-1].get("content"))
     return str(generated)

@@ -8,7 +8,7 @@ from typing import Any
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml_dtypes", "safetensors", "huggingface_hub",
-    "tokenizers", "jinja2", "gguf", "pydantic", "typer", "rich",
+    "tokenizers", "jinja2", "gguf", "pydantic", "typer", "rich", "pyarrow",
 )  # fmt: skip
 # A prefix may take in access tokens, so variables are named one by one or begin with a prefix below.
 VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT")

@@ -3,6 +3,11 @@
 ``out.jsonl`` has one line a row, ``{"index": ..., "output": ...}``. ``out.jsonl.errors.jsonl`` has the rows that
 failed, ``{"index": ..., "line": ..., "error": ...}``. ``out.jsonl.run.json`` says which configuration and input they
 belong to. A row counts as done when either file has its whole line.
+
+A Parquet file has its footer at the end, so it cannot grow row by row. A run that writes ``out.parquet`` keeps its
+answers in a journal, ``out.parquet.rows.jsonl``, which is what the JSONL file is otherwise: interrupted runs go on from
+it. When every row has been tried, the journal is written as ``out.parquet``, which replaces an earlier one as a whole.
+The journal stays, so that rows that failed can be tried again; who needs neither may remove it.
 """
 
 import hashlib
@@ -15,6 +20,7 @@ from typing import IO, Any
 from jaxpipe import __version__
 from jaxpipe.cli.config import Output, RunConfig
 from jaxpipe.cli.inputs import Row
+from jaxpipe.cli.parquet import check_pyarrow, count_rows, write_parquet
 from jaxpipe.common.errors import ConfigError
 from jaxpipe.common.random import next_seed
 
@@ -34,7 +40,8 @@ def fingerprint(config: RunConfig, input_digest: str) -> dict[str, str]:
     """
     settings = config.model_dump(mode="json", exclude=NEUTRAL)
     settings["model_kwargs"].pop("token", None)
-    settings["inputs"] = [input_digest, config.inputs.column, config.inputs.format]
+    inputs = config.inputs
+    settings["inputs"] = [input_digest, inputs.column, inputs.columns, inputs.format]
     return {
         key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
         for key, value in settings.items()
@@ -42,7 +49,7 @@ def fingerprint(config: RunConfig, input_digest: str) -> dict[str, str]:
 
 
 class RunFiles:
-    """The open files of a run that writes to a JSONL file.
+    """The open files of a run that writes to a JSONL or a Parquet file.
 
     Args:
         config: the run's configuration; ``config.output.path`` names a file.
@@ -53,11 +60,16 @@ class RunFiles:
     """
 
     def __init__(self, config: RunConfig, input_digest: str) -> None:
-        self.path = Path(config.output.path)
+        target = Path(config.output.path)
+        self.parquet = target if config.output.file_format == "parquet" else None
+        # Where answers are appended.
+        self.path = Path(f"{target}.rows.jsonl") if self.parquet else target
         self.errors_path = errors_path(config.output)
-        self.record_path = Path(f"{self.path}.run.json")
-        if self.errors_path == self.path:
-            raise ConfigError(f"output.errors: {self.path} is output.path too; give it another name.")
+        self.record_path = Path(f"{target}.run.json")
+        if self.errors_path in (self.path, target):
+            raise ConfigError(f"output.errors: {self.errors_path} is output.path too; give it another name.")
+        if self.parquet:
+            check_pyarrow()
         self._open_locked()
         try:
             if config.output.overwrite:
@@ -72,9 +84,21 @@ class RunFiles:
         """Appends the answer of a row."""
         append_row(self._answers, {"index": row.index, "output": output})
 
-    def write_error(self, index: int, message: str) -> None:
+    def write_error(self, row: Row, message: str) -> None:
         """Appends the failure of a row."""
-        append_row(self._errors, error_row(index, message))
+        append_row(self._errors, error_row(row, message))
+
+    def finish(self) -> None:
+        """Writes the Parquet file of a run that has tried every row, unless it is there already.
+
+        Raises:
+            ConfigError: the answers do not fit one type, or the file cannot be written.
+        """
+        if self.parquet is None or os.fstat(self._answers.fileno()).st_size == 0:
+            return
+        self._answers.seek(0)
+        if count_rows(self.parquet) != sum(1 for _ in self._answers):
+            write_parquet(self.path, self.parquet)
 
     def close(self) -> None:
         """Closes the files, and removes those that hold nothing."""
@@ -106,10 +130,17 @@ class RunFiles:
         self.record_path.unlink(missing_ok=True)
         self._answers.truncate(0)
         self._errors.truncate(0)
+        if self.parquet:
+            self.parquet.unlink(missing_ok=True)
 
     def _begin(self, wanted: dict[str, str], seed: int | None) -> int:
         """Compares with the record of an earlier run, or writes this run's; returns the seed in use."""
         record = self._read_record()
+        if self.parquet is not None and self.parquet.exists() and self._empty():
+            raise ConfigError(
+                f"output.path: {self.parquet} is there, but not {self.path}, from which its run would go on. Give "
+                "another path, remove it, or pass output.overwrite=true to lose it."
+            )
         if record is not None and record["hashes"] == wanted:
             return record["seed"]
         if not self._empty():
@@ -167,9 +198,9 @@ def errors_path(output: Output) -> Path:
     return Path(output.errors or f"{output.path}.errors.jsonl")
 
 
-def error_row(index: int, message: str) -> dict[str, Any]:
+def error_row(row: Row, message: str) -> dict[str, Any]:
     """What is noted of a failure: the row's index, its line number (from 1) and the message."""
-    return {"index": index, "line": index + 1, "error": message}
+    return {"index": row.index, "line": row.line, "error": message}
 
 
 def append_row(file: IO[bytes], row: dict[str, Any]) -> None:
@@ -177,10 +208,23 @@ def append_row(file: IO[bytes], row: dict[str, Any]) -> None:
 
     Raises:
         TypeError: the row holds something that JSON cannot express; nothing is written.
+        ValueError: it holds NaN, which is no answer; nothing is written.
     """
+    try:
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=plain)
+    except ValueError:
+        # Infinities are let through: they are scores that a processor of logits has ruled out.
+        text = json.dumps(row, ensure_ascii=False, default=plain)
+        json.loads(text, parse_constant=_not_nan)
     # One write of one whole line: a kill leaves at most the last line unfinished.
-    file.write(json.dumps(row, ensure_ascii=False, default=plain).encode() + b"\n")
+    file.write(text.encode() + b"\n")
     file.flush()
+
+
+def _not_nan(constant: str) -> float:
+    if constant == "NaN":
+        raise ValueError("the answer holds NaN; the model's weights or its input may hold NaN or overflow")
+    return float(constant)
 
 
 def plain(value: Any) -> Any:

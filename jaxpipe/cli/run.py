@@ -1,11 +1,12 @@
 """``jaxpipe run``: a pipeline over every input row, resumable row by row."""
 
 import contextlib
+import dataclasses
 import inspect
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol
 
 from jaxpipe.cli.config import RunConfig
@@ -15,9 +16,14 @@ from jaxpipe.cli.record import RunFiles, append_row, error_row, errors_path
 from jaxpipe.cli.reporting import INTERRUPTED, message_of
 from jaxpipe.common.errors import ConfigError
 
+# Rows that the pipeline is given at a time, or batches if these are more: enough for it to find rows of similar
+# length and to keep the device busy.
+_WINDOW = 2048
+_WINDOW_BATCHES = 16
+
 
 class RowError(ValueError):
-    """A row failed in a run that has nowhere to note it."""
+    """A row failed in a run that has nowhere to note it, or answers cannot be told apart."""
 
 
 class Sink(Protocol):
@@ -27,8 +33,12 @@ class Sink(Protocol):
         """Keeps the answer of a row."""
         ...
 
-    def write_error(self, index: int, message: str) -> None:
+    def write_error(self, row: Row, message: str) -> None:
         """Keeps the failure of a row."""
+        ...
+
+    def finish(self) -> None:
+        """Ends a run that has tried every row."""
         ...
 
 
@@ -38,6 +48,7 @@ class Terminal:
     def __init__(self, config: RunConfig) -> None:
         self._console = console()
         self._errors = config.output.errors
+        self._from_file = config.inputs.file_format if config.inputs.path is not None else None
         if self._errors:
             open(self._errors, "wb").close()
 
@@ -48,57 +59,108 @@ class Terminal:
             self._console.print(f"> {prompt}", style="dim")
         self._console.print(text)
 
-    def write_error(self, index: int, message: str) -> None:
+    def write_error(self, row: Row, message: str) -> None:
         """Notes a failure in the file of errors.
 
         Raises:
             RowError: there is no such file.
         """
         if not self._errors:
-            raise RowError(f"row {index + 1}: {message}")
+            raise RowError(f"line {row.line}: {message}" if self._from_file else f"row {row.line}: {message}")
         with open(self._errors, "ab") as file:
-            append_row(file, error_row(index, message))
+            append_row(file, error_row(row, message))
+
+    def finish(self) -> None:
+        """Nothing is left to do: answers are printed as they come."""
 
 
-def batches(pending: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    """Groups rows with neighbouring indices, at most ``size`` at a time; a row that could not be read stands alone."""
-    batch: list[Row] = []
-    for row in pending:
-        if batch and (row.error or row.index != batch[-1].index + 1 or len(batch) == size):
-            yield batch
-            batch = []
-        if row.error:
-            yield [row]
-        else:
-            batch.append(row)
-    if batch:
-        yield batch
+def windows(pending: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """Groups rows, ``size`` at a time; the last group may be smaller."""
+    iterator = iter(pending)
+    while window := list(itertools.islice(iterator, size)):
+        yield window
 
 
-def answers(pipe: Any, batch: list[Row], call: dict[str, Any]) -> Iterator[tuple[Row, Any, str | None]]:
-    """Runs a batch; gives each row with its output, or with what went wrong.
+def answers(pipe: Any, window: list[Row], call: dict[str, Any]) -> Iterator[tuple[Row, Any, str | None]]:
+    """Runs the rows of a window; gives each, in order, with its output, or with what went wrong.
 
-    A batch that fails is run again row by row, so that one bad row costs its neighbours nothing.
+    One bad row costs its neighbours nothing: what the pipeline would refuse is kept from it, and rows that fail
+    together are run again in halves, down to the row that fails alone.
     """
-    if batch[0].error:
-        yield batch[0], None, batch[0].error
-        return
-    # A list of one may come back unwrapped from some tasks; a single item never does.
-    items = batch[0].item if len(batch) == 1 else [row.item for row in batch]
+    checked = [_checked(pipe, row) for row in window]
+    good = [row for row in checked if row.error is None]
+    results = itertools.chain.from_iterable(_run_rows(pipe, rows, call) for rows in _neighbours(pipe, good))
+    for row in checked:
+        yield next(results) if row.error is None else (row, None, row.error)
+    # An answer too many is found where the one after the last is asked for.
+    next(results, None)
+
+
+def _checked(pipe: Any, row: Row) -> Row:
+    """The row, with its error set where the pipeline would refuse its item."""
+    if row.error is not None or not hasattr(pipe, "check_item"):
+        return row
     try:
-        outputs = pipe(items, item_offset=batch[0].index, **call)
-        outputs = [outputs] if len(batch) == 1 else list(outputs)
-        if len(outputs) != len(batch):
-            raise ValueError(f"the pipeline gave {len(outputs)} answers to {len(batch)} rows")
+        pipe.check_item(row.item, "the row")
     except Exception as error:
-        if len(batch) == 1:
-            yield batch[0], None, f"{type(error).__name__}: {message_of(error)}"
-            return
-        for row in batch:
-            yield from answers(pipe, [row], call)
+        return dataclasses.replace(row, error=_described(error))
+    return row
+
+
+def _neighbours(pipe: Any, rows: list[Row]) -> Iterator[list[Row]]:
+    """Splits rows where indices jump, if random numbers depend on them: a call counts on from ``item_offset``."""
+    if not getattr(pipe, "_pipeline_calls_generate", False):
+        if rows:
+            yield rows
         return
-    for row, output in zip(batch, outputs, strict=True):
-        yield row, output, None
+    for _, group in itertools.groupby(enumerate(rows), lambda pair: pair[1].index - pair[0]):
+        yield [row for _, row in group]
+
+
+def _run_rows(pipe: Any, rows: list[Row], call: dict[str, Any]) -> Iterator[tuple[Row, Any, str | None]]:
+    """Runs rows, all at once as long as none fails; then in halves down to the one that does, and in growing parts
+    from there, so that neither one bad row nor many cost much.
+    """
+    size, suspects = len(rows), 0
+    while rows:
+        part = rows[:size]
+        answered, failure = yield from _attempt(pipe, part, call)
+        rows, left = rows[answered:], part[answered:]
+        if failure is None:
+            suspects = max(suspects - answered, 0)
+            size = suspects // 2 or 1 if suspects else 2 * size
+        elif len(part) == 1:
+            yield part[0], None, _described(failure)
+            rows, size, suspects = rows[1:], 1, 0
+        else:
+            suspects = len(left)
+            size = suspects // 2 or 1
+
+
+def _attempt(
+    pipe: Any, rows: list[Row], call: dict[str, Any]
+) -> Generator[tuple[Row, Any, str | None], None, tuple[int, Exception | None]]:
+    """Yields answers up to the first failure; returns their number and the failure."""
+    from jaxpipe.pipelines.inputs import StreamedList
+
+    answered = 0
+    try:
+        # Streamed, each answer has one form: some tasks nest that of a single item otherwise than that of a list.
+        for output in pipe(StreamedList([row.item for row in rows]), item_offset=rows[0].index, **call):
+            if answered == len(rows):
+                break
+            yield rows[answered], output, None
+            answered += 1
+        else:
+            if answered == len(rows):
+                return answered, None
+    except Exception as error:
+        return answered, error
+    raise RowError(f"The pipeline gave {len(rows)} rows more or fewer answers, so they cannot be told apart.")
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {message_of(error)}"
 
 
 def make_pipeline(config: RunConfig) -> Any:
@@ -152,21 +214,25 @@ def _work(config: RunConfig, sink: Sink, total: int, done: set[int], seed: int |
     pending = rows(config.inputs, done)
     first = next(pending, None)
     if first is None:
+        sink.finish()
         _say(f"{config.output.path}: complete, nothing to do." if done else "The input has no rows.")
         return 0
     counts = {"written": 0, "failed": 0}
     try:
         pipe = make_pipeline(config)
-        call: dict[str, Any] = {"batch_size": config.batch_size}
+        call: dict[str, Any] = {} if config.batch_size is None else {"batch_size": config.batch_size}
         if seed is not None and getattr(pipe, "_pipeline_calls_generate", False):
             call["seed"] = seed
         with _progress(config, total, len(done)) as advance:
-            for row, output, error in _answered(pipe, itertools.chain([first], pending), config.batch_size, call):
-                error = error or _written(sink, row, output)
-                if error:
-                    sink.write_error(row.index, error)
-                counts["failed" if error else "written"] += 1
-                advance()
+            size = max(_WINDOW, _WINDOW_BATCHES * (config.batch_size or 1))
+            for window in windows(itertools.chain([first], pending), size):
+                for row, output, error in answers(pipe, window, call):
+                    error = error or _written(sink, row, output)
+                    if error:
+                        sink.write_error(row, error)
+                    counts["failed" if error else "written"] += 1
+                    advance()
+        sink.finish()
     except KeyboardInterrupt:
         goes_on = "" if config.output.path == "-" else "; the same command goes on from there"
         _say(f"Interrupted after {sum(counts.values())} rows{goes_on}.")
@@ -175,19 +241,12 @@ def _work(config: RunConfig, sink: Sink, total: int, done: set[int], seed: int |
     return 0 if counts["written"] else 1
 
 
-def _answered(
-    pipe: Any, pending: Iterable[Row], batch_size: int, call: dict[str, Any]
-) -> Iterator[tuple[Row, Any, str | None]]:
-    for batch in batches(pending, batch_size):
-        yield from answers(pipe, batch, call)
-
-
 def _written(sink: Sink, row: Row, output: Any) -> str | None:
     """Hands an answer over; returns what is wrong with one that JSON cannot express."""
     try:
         sink.write(row, output)
     except (TypeError, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
+        return _described(error)
     return None
 
 

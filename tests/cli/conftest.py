@@ -2,6 +2,8 @@ import logging
 
 import pytest
 
+from tests.cli.fake import Factory
+
 
 @pytest.fixture(autouse=True)
 def _log_as_before():
@@ -12,3 +14,11 @@ def _log_as_before():
     log.handlers[:] = handlers
     log.setLevel(level)
     log.propagate = propagate
+
+
+@pytest.fixture
+def factory(monkeypatch) -> Factory:
+    """Runs make their pipelines here."""
+    factory = Factory()
+    monkeypatch.setattr("jaxpipe.pipelines.pipeline", factory)
+    return factory

@@ -1,9 +1,15 @@
 """A pipeline without a model: quick, and what it answers shows how it was called."""
 
+import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
+
+from typer.testing import CliRunner
+
+from jaxpipe.cli import app
 
 
 class FakePipeline:
@@ -15,12 +21,17 @@ class FakePipeline:
         self.defaults = defaults
         self.calls: list[dict[str, Any]] = []
 
-    def __call__(self, inputs: Any, *, batch_size: int = 1, item_offset: int = 0, seed: int | None = None) -> Any:
-        self.calls.append({"inputs": inputs, "batch_size": batch_size, "item_offset": item_offset, "seed": seed})
-        many = isinstance(inputs, list) and not (inputs and isinstance(inputs[0], dict))
-        items = inputs if many else [inputs]
-        outputs = [self._one(item, item_offset + number, seed) for number, item in enumerate(items)]
-        return outputs if many else outputs[0]
+    def __call__(
+        self, inputs: Any, *, batch_size: int | None = None, item_offset: int = 0, seed: int | None = None
+    ) -> Any:
+        items = list(inputs.items)
+        self.calls.append({"inputs": items, "batch_size": batch_size, "item_offset": item_offset, "seed": seed})
+        return (self._one(item, item_offset + number, seed) for number, item in enumerate(items))
+
+    def check_item(self, item: Any, where: str) -> Any:
+        if item is None:
+            raise TypeError(f"{where} is None")
+        return item
 
     def _one(self, item: Any, index: int, seed: int | None) -> Any:
         if item == "kill" and os.environ.get("DEADLY"):
@@ -47,9 +58,19 @@ class Factory:
         return self.made[-1]
 
 
+def run(*arguments: str, code: int = 0):
+    """``jaxpipe run c.yaml`` in the working directory; it must end with ``code``."""
+    result = CliRunner().invoke(app, ["run", "c.yaml", *arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 if __name__ == "__main__":
     import jaxpipe.pipelines
-    from jaxpipe.cli import app
 
     jaxpipe.pipelines.pipeline = Factory()  # type: ignore[assignment]
     app(sys.argv[1:], prog_name="jaxpipe")

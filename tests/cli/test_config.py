@@ -35,7 +35,7 @@ def test_shipped_configurations_are_valid(path: Path):
 
 def test_defaults(write):
     config = load_config(write(GOOD))
-    assert (config.dtype, config.batch_size, config.output.path, config.call) == ("auto", 1, "-", {})
+    assert (config.dtype, config.batch_size, config.output.path, config.call) == ("auto", None, "-", {})
 
 
 def test_overrides_are_yaml_and_make_their_way(write):
@@ -58,17 +58,31 @@ def test_an_override_wins_and_may_clear(write):
     ("text", "parts"),
     [
         ("tsak: a\ninputs: {texts: [a]}\n", ["tsak: unknown key", "task, model", "Did you mean 'task'", "task: is mi"]),
-        (GOOD + "output: {pth: x}\n", ["output.pth: unknown key", "path, errors, overwrite", "Did you mean 'path'"]),
+        (
+            GOOD + "output: {pth: x}\n",
+            ["output.pth: unknown key", "path, format, errors, overwrite", "Did you mean 'path'"],
+        ),
         ("task: a\ninputs: {messages: [[{rle: user}]]}\n", ["inputs.messages.0.0.role: is missing"]),
         (GOOD + "batch_size: 0\n", ["batch_size:", "greater than 0", "found 0"]),
         (GOOD + "batch_size: many\n", ["batch_size:", "integer", "found 'many'"]),
         (GOOD + "revision: 1.0\n", ["revision:", "string", "found 1.0"]),
         (GOOD + "device_map: [1]\n", ["device_map:", "found [1]"]),
-        ("task: a\ninputs: {}\n", ["inputs: give exactly one of texts, messages and path, not none"]),
+        ("task: a\ninputs: {}\n", ["inputs: give exactly one of texts, messages, items and path, not none"]),
         ("task: a\ninputs: {texts: [a], path: b}\n", ["inputs:", "not texts and path"]),
-        ("task: a\ninputs: {path: a.txt, column: b}\n", ["inputs:", "column", "format: jsonl"]),
+        ("task: a\ninputs: {path: a.txt, column: b}\n", ["inputs:", "no columns", "format: csv", "leave column out"]),
+        ("task: a\ninputs: {path: a.txt, columns: [b]}\n", ["inputs:", "no columns", "leave columns out"]),
+        ("task: a\ninputs: {path: a.csv, column: a, columns: [b]}\n", ["inputs:", "give one of them"]),
+        ("task: a\ninputs: {path: a.csv, columns: []}\n", ["inputs:", "each once"]),
+        ("task: a\ninputs: {path: a.csv, columns: [b, b]}\n", ["inputs:", "each once"]),
+        ("task: a\ninputs: {path: a.csv, columns: 3}\n", ["inputs.columns:", "found 3"]),
+        ("task: a\ninputs: {items: [b]}\n", ["inputs.items.0:", "found 'b'"]),
+        ("task: a\ninputs: {items: [{b: 1}], columns: [b]}\n", ["inputs:", "path only"]),
+        (GOOD + "output: {format: parquet}\n", ["output:", "the terminal has none"]),
         ("task: a\ninputs: {texts: [a], column: b}\n", ["inputs:", "path only"]),
-        ("task: a\ninputs: {path: a.jsonl, format: csv}\n", ["inputs.format:", "'text' or 'jsonl'", "found 'csv'"]),
+        (
+            "task: a\ninputs: {path: a.jsonl, format: xml}\n",
+            ["inputs.format:", "'csv', 'jsonl' or 'parquet'", "found 'xml'"],
+        ),
         (GOOD + "call: {seed: 1}\n", ["call.seed has a key of its own"]),
         (GOOD + "call: {batch_size: 1}\n", ["call.batch_size has a key of its own"]),
         (GOOD + "task: b\n", ["line 3", "'task' is given twice"]),

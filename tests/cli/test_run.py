@@ -7,20 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from jaxpipe.cli import app
 from jaxpipe.common.errors import CheckpointError
-from tests.cli.fake import Factory
+from tests.cli.fake import FakePipeline, lines, run
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def factory(monkeypatch) -> Factory:
-    factory = Factory()
-    monkeypatch.setattr("jaxpipe.pipelines.pipeline", factory)
-    return factory
 
 
 @pytest.fixture
@@ -33,16 +24,6 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def run(*arguments: str, code: int = 0):
-    result = CliRunner().invoke(app, ["run", "c.yaml", *arguments])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def answers(path: Path) -> list[str]:
     return [row["output"][0]["generated_text"] for row in lines(path)]
 
@@ -51,8 +32,8 @@ def test_one_line_a_row(here, factory):
     result = run("seed=5", "batch_size=3")
     assert lines(here / "out.jsonl")[1] == {"index": 1, "output": [{"generated_text": "row 1|5|1"}]}
     assert [row["index"] for row in lines(here / "out.jsonl")] == list(range(7))
-    assert [len(call["inputs"]) for call in factory.made[0].calls[:2]] == [3, 3]
-    assert factory.made[0].calls[-1] == {"inputs": "row 6", "batch_size": 3, "item_offset": 6, "seed": 5}
+    (call,) = factory.made[0].calls
+    assert (len(call["inputs"]), call["batch_size"], call["item_offset"], call["seed"]) == (7, 3, 0, 5)
     assert "7 rows to out.jsonl" in result.stderr
     assert sorted(path.name for path in here.iterdir()) == ["c.yaml", "in.txt", "out.jsonl", "out.jsonl.run.json"]
 
@@ -106,9 +87,9 @@ def test_a_killed_run_goes_on_and_ends_like_another(here, factory, deadly):
     assert first.returncode in (-9, -15, 130), first.stderr
     if deadly == "SIGINT":
         assert "goes on from there" in first.stderr and "Traceback" not in first.stderr
-    assert [row["index"] for row in lines(here / "out.jsonl")] == [0, 1, 3]
+    assert [row["index"] for row in lines(here / "out.jsonl")] == [0, 1, 3, 4]
     with open(here / "out.jsonl", "a") as file:
-        file.write('{"index": 4, "outp')
+        file.write('{"index": 5, "outp')
 
     run("batch_size=3")
     seed = json.loads((here / "out.jsonl.run.json").read_text())["seed"]
@@ -116,7 +97,7 @@ def test_a_killed_run_goes_on_and_ends_like_another(here, factory, deadly):
     expected = [f"{text}|{seed}|{index}" for index, text in enumerate(texts) if text]
     assert answers(here / "out.jsonl") == expected
     assert [row["line"] for row in lines(here / "out.jsonl.errors.jsonl")] == [3]
-    assert [call["item_offset"] for call in factory.made[0].calls] == [4, 7]
+    assert [call["item_offset"] for call in factory.made[0].calls] == [5]
 
     run("output.path=other.jsonl", f"seed={seed}")
     assert (here / "other.jsonl").read_bytes() == (here / "out.jsonl").read_bytes()
@@ -170,6 +151,49 @@ def test_a_bad_row_costs_its_neighbours_nothing(here, factory):
     assert "2 rows to out.jsonl, 1 failed (see out.jsonl.errors.jsonl)" in result.stderr
 
 
+def test_what_the_pipeline_would_refuse_is_kept_from_it(here, factory):
+    (here / "in.jsonl").write_text('{"text": "a"}\n{"text": null}\n{"text": "c"}\n{"text": "d"}\n')
+    run("inputs.path=in.jsonl", "seed=0")
+    assert answers(here / "out.jsonl") == ["a|0|0", "c|0|2", "d|0|3"]
+    assert lines(here / "out.jsonl.errors.jsonl") == [{"index": 1, "line": 2, "error": "TypeError: the row is None"}]
+    # Random numbers count on from item_offset, so a gap begins another call.
+    calls = factory.made[0].calls
+    assert [(call["inputs"], call["item_offset"]) for call in calls] == [(["a"], 0), (["c", "d"], 2)]
+
+
+def test_gaps_do_not_part_rows_where_nothing_is_drawn(here, factory, monkeypatch):
+    monkeypatch.setattr(FakePipeline, "_pipeline_calls_generate", False)
+    (here / "in.jsonl").write_text('{"text": "a"}\n{"text": null}\n{"text": "c"}\n')
+    run("inputs.path=in.jsonl")
+    assert [call["inputs"] for call in factory.made[0].calls] == [["a", "c"]]
+
+
+@pytest.mark.parametrize("bad", [{0}, {63}, {20, 21, 40}, {5, 6, 7, 8, 9, 60}])
+def test_bad_rows_are_found_in_few_calls(here, factory, bad):
+    (here / "in.txt").write_text("".join("bad\n" if number in bad else f"{number}\n" for number in range(64)))
+    run("seed=0")
+    assert answers(here / "out.jsonl") == [f"{n}|0|{n}" for n in range(64) if n not in bad]
+    assert [row["index"] for row in lines(here / "out.jsonl.errors.jsonl")] == sorted(bad)
+    assert len(factory.made[0].calls) <= 8 * len(bad) + 8
+
+
+def test_where_all_rows_fail_each_runs_once_alone(here, factory):
+    (here / "in.txt").write_text("bad\n" * 40)
+    run(code=1)
+    sizes = [len(call["inputs"]) for call in factory.made[0].calls]
+    assert sizes.count(1) == 40 and len(sizes) <= 46
+
+
+@pytest.mark.parametrize("surplus", [-1, 1])
+def test_a_pipeline_that_gives_other_than_one_answer_a_row_ends_the_run(here, factory, monkeypatch, surplus):
+    def call(self, inputs, *, item_offset=0, seed=None):
+        return iter([{"generated_text": "x"}] * (len(inputs.items) + surplus))
+
+    monkeypatch.setattr(FakePipeline, "__call__", call)
+    (here / "in.txt").write_text("a\nb\nc\n")
+    assert "gave 3 rows more or fewer answers" in run(code=1).stderr
+
+
 def test_where_every_row_fails_the_run_does(here, factory):
     (here / "in.txt").write_text("bad\nbad\n")
     run(code=1)
@@ -209,6 +233,16 @@ def test_numbers_of_numpy_are_written(here, factory, monkeypatch):
     assert lines(here / "out.jsonl")[0]["output"] == {"score": 0.5, "vector": [0, 1], "ids": [1]}
 
 
+def test_nan_is_an_error_of_its_row_and_infinity_is_not(here, factory, monkeypatch):
+    scores = {"row 0": 0.5, "row 1": float("nan"), "row 2": float("-inf")}
+    monkeypatch.setattr("tests.cli.fake.FakePipeline._one", lambda self, item, *_: [{"score": scores.get(item, 1.0)}])
+    run()
+    outputs = {row["index"]: row["output"] for row in lines(here / "out.jsonl")}
+    assert outputs[2] == [{"score": float("-inf")}] and 1 not in outputs and len(outputs) == 6
+    (error,) = lines(here / "out.jsonl.errors.jsonl")
+    assert error["line"] == 2 and "NaN" in error["error"]
+
+
 def test_an_answer_that_json_cannot_hold_is_an_error_of_its_row(here, factory, monkeypatch):
     monkeypatch.setattr("tests.cli.fake.FakePipeline._one", lambda self, item, *_: {1j} if item == "row 2" else item)
     run()
@@ -225,6 +259,12 @@ def test_the_terminal_gets_the_answer(here, factory):
 def test_the_terminal_gets_the_shape_of_large_arrays(here, factory, monkeypatch):
     monkeypatch.setattr("tests.cli.fake.FakePipeline._one", lambda *_: [[[0.25] * 16] * 3])
     assert run("inputs={texts: [x]}", "output.path='-'").stdout.startswith("array of shape (1, 3, 16): 0.2500, ")
+
+
+@pytest.mark.parametrize("key", ["summary_text", "translation_text"])
+def test_the_terminal_gets_the_text_of_tasks_that_write(here, factory, monkeypatch, key):
+    monkeypatch.setattr("tests.cli.fake.FakePipeline._one", lambda *_: [{key: "short"}])
+    assert run("inputs={texts: [x]}", "output.path='-'").stdout == "short\n"
 
 
 def test_a_bad_row_ends_a_run_to_the_terminal(here, factory):

@@ -1,5 +1,6 @@
 """The shipped configurations show what their first line says, with their real models (`make test` installs them)."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 from jaxpipe.cli import app
 from jaxpipe.cli.config import load_config
 from jaxpipe.cli.run import make_pipeline
+from jaxpipe.pipelines import SUPPORTED_TASKS, check_task
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # Of the 8 devices of a test process, as on a machine with one: what compiles for 8 is tested in tests/multidevice.
@@ -32,8 +34,18 @@ def test_quickstart():
 
 def test_embeddings():
     first, second = run("embeddings.yaml").splitlines()
-    assert first.startswith("array of shape (1, 9, 384): ")
-    assert second.startswith("array of shape (1, 8, 384): ")
+    assert first.startswith("array of shape (384,): ")
+    assert second.startswith("array of shape (384,): ")
+
+
+def test_sentence_similarity():
+    values = json.loads(run("sentence_similarity.yaml"))
+    assert max(values) == values[1] == pytest.approx(0.60, abs=0.005)
+
+
+def test_every_task_has_a_configuration():
+    tasks = {check_task(load_config(path).task)[0] for path in CONFIGS.glob("*.yaml")}
+    assert tasks == set(SUPPORTED_TASKS)
 
 
 def test_a_resumed_row_is_sampled_as_in_one_go(sampling_pipe, monkeypatch, tmp_path):
