@@ -1,6 +1,8 @@
 """Task pipelines: text in, plain Python out, batched and compiled in between."""
 
+from jaxpipe.common.errors import PipelineException
 from jaxpipe.pipelines.base import ChunkPipeline, Pipeline
+from jaxpipe.pipelines.entities import AggregationStrategy
 from jaxpipe.pipelines.factory import pipeline
 from jaxpipe.pipelines.feature_extraction import FeatureExtractionPipeline
 from jaxpipe.pipelines.fill_mask import FillMaskPipeline
@@ -29,6 +31,7 @@ __all__ = [
     "PIPELINE_REGISTRY",
     "SUPPORTED_TASKS",
     "TASK_ALIASES",
+    "AggregationStrategy",
     "ChunkPipeline",
     "FeatureExtractionPipeline",
     "FillMaskPipeline",
@@ -36,6 +39,7 @@ __all__ = [
     "KeyDataset",
     "KeyPairDataset",
     "Pipeline",
+    "PipelineException",
     "PipelineRegistry",
     "QuestionAnsweringPipeline",
     "ReturnType",

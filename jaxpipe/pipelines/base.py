@@ -1,30 +1,22 @@
 """The base class of pipelines: preprocess, forward and postprocess, over one item or many."""
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
-import numpy as np
 
 from jaxpipe.common.logging import info_once
-from jaxpipe.generation.buckets import batch_bucket, length_bucket
-from jaxpipe.pipelines.batching import Batch, Row, Side, collate, is_array, plan_batches, split
+from jaxpipe.pipelines.batching import Side
 from jaxpipe.pipelines.inputs import Inputs, ResultIterator, arrange, numbered
-from jaxpipe.sharding.mesh import data_degree
+from jaxpipe.pipelines.running import Run, checked_batch_size
+from jaxpipe.pipelines.sizing import Sizing, sizing_of
 
 Parameters = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
-# Without batch_size=, lists run in batches of this many rows, and of no more than this many tokens, so that the
-# key-value cache of long prompts stays small.
-_DEFAULT_BATCH_SIZE = 8
-_DEFAULT_BATCH_TOKENS = 16_384
-# Rows of similar length are sought among this many batches of a list, and among fewer of a lazy input, since
-# these items are read before the first result is given.
-_LIST_WINDOW = 16
-_LAZY_WINDOW = 4
 # Lists from this length on show a progress bar on a terminal.
 _PROGRESS_FROM = 32
 _IGNORED = ("num_workers", "binary_output", "args_parser")
@@ -52,6 +44,8 @@ class Pipeline:
     _pipeline_calls_generate: ClassVar[bool] = False
     # Padded on the right, tokens keep the positions that they have alone, in whatever way a model counts them.
     _padding_side: ClassVar[Side] = "right"
+    # Whether `preprocess` yields several rows for an item, and `postprocess` takes the list of their outputs.
+    _many_rows: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -66,7 +60,7 @@ class Pipeline:
         self.model = model
         self.tokenizer = tokenizer
         self.task = task
-        self._batch_size = _checked_batch_size(batch_size)
+        self._batch_size = checked_batch_size(batch_size)
         self._progress_bar = progress_bar
         self._drop_ignored(parameters)
         self._preprocess_params, self._forward_params, self._postprocess_params = self._initial_parameters(parameters)
@@ -81,6 +75,10 @@ class Pipeline:
     def preprocess(self, inputs: Any, **parameters: Any) -> Any:
         """Turns an item into a dictionary of arrays (1, T, ...) and whatever `_forward` or `postprocess` need."""
         raise NotImplementedError(f"{type(self).__name__} does not define preprocess.")
+
+    def preprocess_batch(self, items: list[Any], **parameters: Any) -> list[Any]:
+        """Returns what `preprocess` returns for each item; a task overrides it where all at once is quicker."""
+        return [self.preprocess(item, **parameters) for item in items]
 
     def _forward(self, model_inputs: dict[str, Any], **parameters: Any) -> Any:
         """Runs the model on a batch: arrays are (B, T, ...), other entries lists with one value a row."""
@@ -120,7 +118,8 @@ class Pipeline:
 
         Args:
             inputs: one item; a list or tuple of items; or a data set, generator or iterator of items.
-            batch_size: rows run at once; None: the constructor's, else 8 for lists and 1 for lazy inputs.
+            batch_size: rows run at once; None: the constructor's, else as many as fill the devices for lists, and 1
+                for lazy inputs.
             item_offset: index of the first item in a larger input of which this call runs a part; generated text
                 depends on it only through the random numbers of sampling.
             **parameters: the task's parameters.
@@ -133,7 +132,7 @@ class Pipeline:
             raise ValueError(f"item_offset= takes an index of at least 0, not {item_offset!r}.")
         self._drop_ignored(parameters)
         arranged = self.arrange(inputs)
-        run = _Run(self, arranged, batch_size, item_offset, self._call_parameters(parameters))
+        run = Run(self, arranged, batch_size, item_offset, self._call_parameters(parameters))
         if arranged.kind == "lazy":
             items = numbered(arranged.items, self.check_item, single=False)
             return ResultIterator(run.results(items), arranged.length)
@@ -166,6 +165,9 @@ class Pipeline:
     def save_pretrained(self, save_directory: str | Path, **parameters: Any) -> None:
         """Saves model and tokenizer in the layout of the Hub, so that `pipeline` loads the directory.
 
+        The config of a pipeline that was registered (`PIPELINE_REGISTRY.register_pipeline`) names its task and class,
+        so that `pipeline` finds them where the class is registered again; the class itself is not saved.
+
         Args:
             save_directory: made where it does not exist.
             **parameters: passed on to the model's `save_pretrained`.
@@ -180,6 +182,9 @@ class Pipeline:
         self.model.save_pretrained(directory, **parameters)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(directory)
+        from jaxpipe.pipelines.custom import note_pipeline
+
+        note_pipeline(directory, self)
 
     def __repr__(self) -> str:
         dtype = getattr(self.dtype, "name", None) or str(self.dtype)
@@ -198,6 +203,15 @@ class Pipeline:
         config = getattr(self.model, "config", None)
         return None if config is None else config.longest_input()
 
+    @functools.cached_property
+    def _sizing(self) -> Sizing:
+        """The shapes of this pipeline's batches."""
+        return sizing_of(self.model)
+
+    @property
+    def _preprocesses_together(self) -> bool:
+        return type(self).preprocess_batch is not Pipeline.preprocess_batch
+
     def _initial_parameters(self, parameters: dict[str, Any]) -> Parameters:
         return self._sanitize_parameters(**parameters)
 
@@ -210,8 +224,9 @@ class Pipeline:
             {**self._postprocess_params, **postprocess},
         )
 
-    def _default_batch_size(self, arranged: Inputs, forward: Mapping[str, Any]) -> int:
-        return _DEFAULT_BATCH_SIZE if arranged.kind == "list" else 1
+    def _default_batch_size(self, arranged: Inputs, forward: Mapping[str, Any]) -> int | None:
+        """Returns how many rows run at once where none is asked for; None: as many as suit the devices."""
+        return None if self._many_rows or (arranged.kind != "one" and arranged.at_hand) else 1
 
     def _check_batch_size(self, batch_size: int) -> None:
         """Raises ValueError where the task cannot run this many rows at once."""
@@ -219,25 +234,6 @@ class Pipeline:
     def _needs_same_length(self, forward: Mapping[str, Any]) -> bool:
         """Whether rows of different lengths cannot share a batch, as a parameter counts padding."""
         return False
-
-    def _collate(self, rows: list[Row]) -> Batch:
-        pad_id = getattr(self.tokenizer, "pad_token_id", None) or 0
-        if self._pipeline_calls_generate:
-            return collate(rows, pad_id=pad_id, side=self._padding_side)
-        mesh = getattr(self.model, "mesh", None)
-        parts = data_degree(mesh) if mesh is not None else 1
-        return collate(
-            rows,
-            pad_id=pad_id,
-            side=self._padding_side,
-            length_of=self._padded_length,
-            size_of=lambda count: batch_bucket(count, parts),
-        )
-
-    def _padded_length(self, length: int) -> int:
-        """The bucket of a length, but no more positions than the model has where the tokens themselves fit."""
-        limit, bucket = self._position_limit, length_bucket(length)
-        return bucket if limit is None or limit < length else min(bucket, limit)
 
     def _drop_ignored(self, parameters: dict[str, Any]) -> None:
         for name in _IGNORED:
@@ -263,107 +259,4 @@ class Pipeline:
 class ChunkPipeline(Pipeline):
     """A pipeline whose `preprocess` yields several rows for an item; `postprocess` takes the list of their outputs."""
 
-
-class _Run:
-    """One call of a pipeline: its parameters, batch size and window."""
-
-    def __init__(
-        self, pipe: Pipeline, arranged: Inputs, batch_size: int | None, offset: int, parameters: Parameters
-    ) -> None:
-        self.pipe = pipe
-        self.offset = offset
-        self.preprocess, self.forward, self.postprocess = parameters
-        asked = _checked_batch_size(batch_size)
-        asked = pipe._batch_size if asked is None else asked
-        self.max_tokens = None if asked is not None else _DEFAULT_BATCH_TOKENS
-        self.batch_size = pipe._default_batch_size(arranged, self.forward) if asked is None else asked
-        if asked is not None and arranged.kind != "one":
-            pipe._check_batch_size(asked)
-        windows = _LIST_WINDOW if arranged.kind != "lazy" else _LAZY_WINDOW
-        # Single rows need no company of similar length, so nothing is read ahead.
-        self.window = 1 if self.batch_size == 1 and arranged.kind == "lazy" else self.batch_size * windows
-
-    def results(self, items: Iterator[tuple[int, Any]]) -> Iterator[Any]:
-        """Yields the results in order, reading no more than a window of items ahead."""
-        while True:
-            window = list(_take(items, self.window))
-            if not window:
-                return
-            rows = [row for index, item in window for row in self._rows(index, item)]
-            parts: dict[int, list[Any]] = {index: [] for index, _ in window}
-            expected = {row.item: row.part + 1 for row in rows if row.last}
-            order = [index for index, _ in window]
-            same_length = self.pipe._needs_same_length(self.forward)
-            planned = plan_batches(rows, self.batch_size, self.max_tokens, same_length)
-            for batch, outputs in self._forwards(planned):
-                for row, output in zip(batch.rows, split(outputs, batch), strict=True):
-                    parts[row.item].append((row.part, output))
-                while order and len(parts[order[0]]) == expected[order[0]]:
-                    yield self._result(parts.pop(order.pop(0)))
-
-    def _rows(self, index: int, item: Any) -> list[Row]:
-        with _noted(f"Raised for item {index} of the inputs."):
-            made = self.pipe.preprocess(item, **self.preprocess)
-            many = list(made) if isinstance(self.pipe, ChunkPipeline) else [made]
-            if not many:
-                raise ValueError(f"preprocess gave no row for item {index} of the inputs.")
-            rows = [Row(index, part, _checked_row(row), part == len(many) - 1) for part, row in enumerate(many)]
-        return rows
-
-    def _forwards(self, planned: list[list[Row]]) -> Iterator[tuple[Batch, Any]]:
-        """Yields batches with their outputs, one behind: a batch is dispatched before its forerunner is fetched."""
-        waiting: tuple[Batch, Any] | None = None
-        for rows in planned:
-            numbers = ", ".join(str(number) for number in sorted({row.item for row in rows}))
-            with _noted(f"Raised for the batch with item {numbers} of the inputs."):
-                batch = self.pipe._collate(rows)
-                parameters = dict(self.forward)
-                if self.pipe._pipeline_calls_generate:
-                    parameters["item_indices"] = [row.item + self.offset for row in rows for _ in range(row.size)]
-                outputs = self.pipe._forward(dict(batch.inputs), **parameters)
-            if waiting is not None:
-                yield waiting
-            waiting = (batch, outputs)
-        if waiting is not None:
-            yield waiting
-
-    def _result(self, parts: list[tuple[int, Any]]) -> Any:
-        outputs = [output for _, output in sorted(parts, key=lambda part: part[0])]
-        many = isinstance(self.pipe, ChunkPipeline)
-        return self.pipe.postprocess(outputs if many else outputs[0], **self.postprocess)
-
-
-def _take(items: Iterator[Any], count: int) -> Iterator[Any]:
-    for _ in range(count):
-        try:
-            yield next(items)
-        except StopIteration:
-            return
-
-
-def _checked_row(row: Any) -> dict[str, Any]:
-    if not isinstance(row, Mapping):
-        raise TypeError(f"preprocess returns a dictionary of arrays, not {type(row).__name__}.")
-    row = dict(row)
-    ids = row.get("input_ids")
-    if ids is not None and not (is_array(ids) and len(ids.shape) == 2):
-        raise ValueError("preprocess returns input_ids as an array (1, T); pass return_tensors='np' to the tokenizer.")
-    return row
-
-
-def _checked_batch_size(batch_size: int | None) -> int | None:
-    if batch_size is None:
-        return None
-    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-        raise ValueError(f"batch_size= takes a whole number of at least 1, not {batch_size!r}.")
-    return int(batch_size)
-
-
-@contextlib.contextmanager
-def _noted(note: str) -> Iterator[None]:
-    """Adds to an exception which item it is about."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(note)
-        raise
+    _many_rows: ClassVar[bool] = True

@@ -1,5 +1,6 @@
 """Batches: rows of similar length together, padded to one shape, and their outputs cut apart again."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
@@ -33,13 +34,13 @@ class Row:
     inputs: dict[str, Any]
     last: bool = True
 
-    @property
+    @functools.cached_property
     def length(self) -> int:
         """Number of tokens T, 0 where there are none."""
         ids = self.inputs.get("input_ids")
         return ids.shape[1] if is_array(ids) and ids.ndim > 1 else 0
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """Number n of rows that the model sees."""
         return next((len(value) for value in self.inputs.values() if is_array(value)), 1)
@@ -50,32 +51,48 @@ def is_array(value: Any) -> TypeGuard[np.ndarray]:
     return hasattr(value, "shape") and hasattr(value, "dtype") and len(value.shape) > 0
 
 
+@dataclass
+class Plan:
+    """Rows that will share a batch.
+
+    Attributes:
+        rows: in the order of their items.
+        length: T, with padding.
+        size: B, with padding rows.
+    """
+
+    rows: list[Row]
+    length: int
+    size: int
+
+
 def plan_batches(
-    rows: Sequence[Row], batch_size: int, max_tokens: int | None, same_length: bool = False
-) -> list[list[Row]]:
+    rows: Sequence[Row], full: Callable[[int], int], padded: Callable[[int], int], same_length: bool = False
+) -> list[Plan]:
     """Groups rows of similar length.
 
     Args:
         rows: the rows of a window, in order.
-        batch_size: the most rows of a batch.
-        max_tokens: the most tokens of a batch after padding, or None; a batch has at least one row.
+        full: gives the number of rows that a batch of a padded length has; a batch has at least one row.
+        padded: gives the padded length of a row.
         same_length: whether the rows of a batch must have the same length.
 
     Returns:
-        Batches, the one with the earliest item first, so that results can be given in order early.
+        Batches without padding rows, the one with the earliest item first, so that results can be given early.
     """
-    batches: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: row.length):
-        batch = batches[-1] if batches else []
-        # Sorted by length, so this row is the longest of its batch.
-        full = len(batch) >= batch_size or (max_tokens is not None and (len(batch) + 1) * row.length > max_tokens)
-        if not batch or full or (same_length and row.length != batch[0].length):
-            batches.append([row])
+    plans: list[Plan] = []
+    # The longest row first, so that what does not fill a batch is short.
+    for row in sorted(rows, key=lambda row: -row.length):
+        plan = plans[-1] if plans else None
+        fits = plan is not None and plan.size + row.size <= full(plan.length)
+        if plan is None or not fits or (same_length and row.length != plan.rows[0].length):
+            plans.append(Plan([row], padded(row.length) if row.length else 0, row.size))
         else:
-            batch.append(row)
-    for batch in batches:
-        batch.sort(key=lambda row: (row.item, row.part))
-    return sorted(batches, key=lambda batch: (batch[0].item, batch[0].part))
+            plan.rows.append(row)
+            plan.size += row.size
+    for plan in plans:
+        plan.rows.sort(key=lambda row: (row.item, row.part))
+    return sorted(plans, key=lambda plan: (plan.rows[0].item, plan.rows[0].part))
 
 
 @dataclass
@@ -97,26 +114,18 @@ class Batch:
     side: Side
 
 
-def collate(
-    rows: list[Row],
-    *,
-    pad_id: int,
-    side: Side,
-    length_of: Callable[[int], int] = int,
-    size_of: Callable[[int], int] = int,
-) -> Batch:
-    """Joins rows in one batch.
+def collate(plan: Plan, *, pad_id: int, side: Side) -> Batch:
+    """Joins the rows of a plan in one batch; the last row is repeated to fill it.
 
     Args:
-        rows: the rows; all have the same keys.
+        plan: the rows, which all have the same keys, and the shape.
         pad_id: token id at padded positions, which the attention mask excludes.
         side: where sequences are padded.
-        length_of: gives the padded length from the longest row's.
-        size_of: gives the padded batch size from the number of rows; the last row is repeated to fill it.
 
     Raises:
         ValueError: the rows have different keys, or arrays of one key that do not fit together.
     """
+    rows, length, size = plan.rows, plan.length, plan.size
     keys = rows[0].inputs.keys()
     for row in rows[1:]:
         if row.inputs.keys() != keys:
@@ -124,10 +133,6 @@ def collate(
                 f"Items {rows[0].item} and {row.item} cannot share a batch: preprocess gave {sorted(keys)} "
                 f"and {sorted(row.inputs)}. Give batch_size=1."
             )
-    longest = max(row.length for row in rows)
-    length = max(length_of(longest), longest) if longest else 0
-    count = sum(row.size for row in rows)
-    size = max(size_of(count), count)
     inputs: dict[str, Any] = {}
     for key in keys:
         values = [row.inputs[key] for row in rows]
@@ -147,8 +152,11 @@ def _pad(array: np.ndarray, length: int, target: int, side: Side, filler: int) -
     """Pads axis 1 where it is the row's sequence; other arrays are left as they are."""
     if length == target or array.ndim != 2 or array.shape[1] != length:
         return array
-    missing = target - length
-    return np.pad(array, ((0, 0), (missing, 0) if side == "left" else (0, missing)), constant_values=filler)
+    # np.pad takes ten times as long.
+    padded = np.full((len(array), target), filler, array.dtype)
+    kept = slice(target - length, None) if side == "left" else slice(length)
+    padded[:, kept] = array
+    return padded
 
 
 def _join(key: str, arrays: list[np.ndarray], size: int) -> np.ndarray:

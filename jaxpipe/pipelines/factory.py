@@ -7,6 +7,7 @@ from typing import Any
 from jaxpipe.checkpoint.resolve import Checkpoint, resolve
 from jaxpipe.common.dtypes import to_dtype
 from jaxpipe.common.logging import info_once, logger, warn_once
+from jaxpipe.pipelines.custom import entry_of, noted_tasks, only_task
 from jaxpipe.pipelines.registry import (
     check_task,
     default_model,
@@ -41,7 +42,8 @@ def pipeline(
     """Makes a pipeline.
 
     Args:
-        task: a task or alias of `get_supported_tasks`; None: what the model's config.json says it is for.
+        task: a task or alias of `get_supported_tasks`; None: what the model's config.json says it is for: the task of
+            the registered pipeline that saved it, else what its architecture tells.
         model: Hub id, directory, .gguf file, ``package://`` path or a loaded model; None: the task's default.
         config: a config, or the name of one, instead of the model's.
         tokenizer: a tokenizer, its name, or a pair (name, arguments); None: the model's.
@@ -64,6 +66,7 @@ def pipeline(
 
     Raises:
         KeyError: the task is unknown.
+        ValueError: the model was saved by a pipeline of the user's own, which is not registered.
         RuntimeError: there is neither task nor model, a tokenizer without model, or the task cannot be told.
         ValueError: an argument is wrong or given twice.
         OSError: the checkpoint is missing or damaged.
@@ -73,7 +76,8 @@ def pipeline(
         raise RuntimeError(f"pipeline() needs a task or a model. The tasks are {get_supported_tasks()}.")
     if model is None and tokenizer is not None:
         raise RuntimeError("tokenizer= is given without model=; it may not fit the task's default model. Give both.")
-    entry = None if task is None else check_task(task)[1]
+    # A task that is not registered may be one that the model's config names.
+    entry = None if task is None or (model is not None and not _is_known(task)) else check_task(task)[1]
     if model is None and task is not None and entry is not None:
         model, default_revision = default_model(task, entry)
         revision = default_revision if revision is None else revision
@@ -85,10 +89,9 @@ def pipeline(
     _settle_dtype(dtype, kwargs, given)
     _settle_device(device, given)
     loaded = not isinstance(model, (str, Path, Checkpoint))
-    checkpoint = None if loaded else resolve(model, **hub)
-    if task is None:
-        task = _inferred_task(model if loaded else checkpoint, loaded)
-        entry = check_task(task)[1]
+    checkpoint = None if loaded else _resolved(model, hub, task, entry)
+    if task is None or entry is None:
+        task, entry = _noted_or_inferred(model if loaded else checkpoint, task, pipeline_class, loaded)
     chosen = pipeline_class if pipeline_class is not None else (entry or {})["impl"]
     ready = _check_loaded(model, given) if loaded else _load_model(checkpoint, config, entry or {}, hub, given, task)
     if trust_remote_code:
@@ -157,6 +160,35 @@ def _settle_device(device: Any, given: dict[str, Any]) -> None:
     given["device_map"] = "cpu" if device == -1 and not isinstance(device, bool) else device
 
 
+def _is_known(task: str) -> bool:
+    try:
+        check_task(task)
+    except KeyError:
+        return False
+    return True
+
+
+def _resolved(model: Any, hub: Mapping[str, Any], task: str | None, entry: Mapping[str, Any] | None) -> Checkpoint:
+    try:
+        return resolve(model, **hub)
+    except OSError:
+        if task is not None and entry is None:
+            # Without a config that names it, an unknown task is what is wrong first.
+            check_task(task)
+        raise
+
+
+def _noted_or_inferred(
+    source: Any, task: str | None, pipeline_class: type | None, loaded: bool
+) -> tuple[str, Mapping[str, Any]]:
+    """Returns the task, as given, as the config of the model names it or as its architecture tells, and its entry."""
+    noted = noted_tasks(source)
+    where = f"the model {type(source).__name__}" if loaded else repr(source.name)
+    if task is None:
+        task = only_task(noted, where) or _inferred_task(source, loaded)
+    return task, entry_of(task, noted, pipeline_class, where)
+
+
 def _inferred_task(source: Any, loaded: bool) -> str:
     """Returns the task of a checkpoint.
 
@@ -197,9 +229,19 @@ def _load_model(
         except ValueError as error:
             # A model type that one Auto class lacks may be one that another has.
             if number == len(classes) - 1 and not refused:
+                _point_to_task(error, checkpoint, task, classes)
                 raise
             refused.append(f"{getattr(auto, '__name__', auto)}: {error}")
     raise ValueError(f"{checkpoint.name!r} could not be loaded for {task!r}:\n" + "\n".join(refused))
+
+
+def _point_to_task(error: ValueError, checkpoint: Checkpoint, task: str, classes: tuple[Any, ...]) -> None:
+    """Adds to a refused checkpoint's error for which task it is, where that is another than the one asked for."""
+    config = {} if checkpoint.gguf is not None else checkpoint.read_json("config.json") or {}
+    architectures = config.get("architectures") or []
+    meant = "text-generation" if checkpoint.gguf is not None else infer_task(architectures)
+    if meant is not None and model_classes(check_task(meant)[1]) != classes:
+        error.add_note(f"The checkpoint {checkpoint.name!r} is for the task {meant!r}, not for {task!r}.")
 
 
 def _check_loaded(model: Any, given: Mapping[str, Any]) -> Any:

@@ -9,6 +9,10 @@ from jaxpipe.common.random import next_seed
 from jaxpipe.generation.config import FIELDS, GenerationConfig
 from jaxpipe.generation.fields import GENERATE_ARGUMENTS, NOT_SUPPORTED_ARGUMENTS, SAMPLING_ONLY
 from jaxpipe.pipelines.base import Parameters, Pipeline
+from jaxpipe.pipelines.inputs import Inputs
+
+# Rows of a list run at once where no batch size is asked for.
+_BATCH_SIZE = 8
 
 
 class GeneratingPipeline(Pipeline):
@@ -45,7 +49,7 @@ class GeneratingPipeline(Pipeline):
         if config is not None and not isinstance(config, GenerationConfig):
             raise TypeError(f"generation_config= takes a GenerationConfig, not {type(config).__name__}.")
         given = self._given_settings(arguments)
-        added = {name: value for name, value in self._task_settings().items() if name not in given}
+        added = {name: value for name, value in self._task_settings(arguments).items() if name not in given}
         if "max_length" in given:
             # max_new_tokens wins over max_length, so a default of it would undo what was set.
             added.pop("max_new_tokens", None)
@@ -57,6 +61,9 @@ class GeneratingPipeline(Pipeline):
         config.update(**added)
         return {**arguments, "generation_config": config}
 
+    def _default_batch_size(self, arranged: Inputs, forward: Mapping[str, Any]) -> int:
+        return _BATCH_SIZE if arranged.kind != "one" and arranged.at_hand else 1
+
     def _given_settings(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the settings of a call of ``generate`` that do not come from its global defaults."""
         given: dict[str, Any] = {}
@@ -64,7 +71,8 @@ class GeneratingPipeline(Pipeline):
             given.update(config.settings() if config is not None else {})
         return {**given, **{name: value for name, value in arguments.items() if name in FIELDS}}
 
-    def _task_settings(self) -> dict[str, Any]:
+    def _task_settings(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the settings that hold where a call of ``generate`` and the model leave them open."""
         pad = getattr(self.tokenizer, "pad_token_id", None)
         return {**self._default_generation, **({} if pad is None else {"pad_token_id": pad})}
 

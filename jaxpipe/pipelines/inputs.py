@@ -16,11 +16,29 @@ class Inputs:
         kind: ``"one"`` item gives its result, a ``"list"`` gives a list, ``"lazy"`` gives an iterator of results.
         items: the items in order.
         length: their number, or None where only reading them would tell.
+        streamed: whether they are a `StreamedList`.
     """
 
     kind: Kind
     items: Iterable[Any]
     length: int | None = None
+    streamed: bool = False
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether the items are in memory, so that reading them ahead costs nothing."""
+        return self.kind != "lazy" or self.streamed
+
+
+class StreamedList:
+    """Items in memory whose results are wanted one by one: batched as a list is, answered as a generator is.
+
+    Args:
+        items: the items.
+    """
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self.items = items
 
 
 def arrange(inputs: Any) -> Inputs:
@@ -31,6 +49,8 @@ def arrange(inputs: Any) -> Inputs:
     """
     if isinstance(inputs, (list, tuple)):
         return Inputs("list", inputs, len(inputs))
+    if isinstance(inputs, StreamedList):
+        return Inputs("lazy", iter(inputs.items), len(inputs.items), streamed=True)
     if isinstance(inputs, (str, bytes, Mapping)) or hasattr(inputs, "__array_interface__") or hasattr(inputs, "dtype"):
         # A table's column has a dtype as well, but no shape of more axes and an iterator over its values.
         column = hasattr(inputs, "dtype") and hasattr(inputs, "iloc")

@@ -17,14 +17,14 @@ from jaxpipe.pipelines.text_classification import TextClassificationPipeline
 from jaxpipe.pipelines.text_generation import TextGenerationPipeline
 from jaxpipe.pipelines.text_ranking import TextRankingPipeline
 from jaxpipe.pipelines.token_classification import TokenClassificationPipeline
-from jaxpipe.pipelines.translation import TranslationPipeline
+from jaxpipe.pipelines.translation import TranslationPipeline, languages_of
 from jaxpipe.pipelines.zero_shot_classification import ZeroShotClassificationPipeline
 
 TASK_ALIASES: dict[str, str] = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
 
 # impl: the pipeline class. model_class: names in jaxpipe.auto, or classes with from_pretrained. default: (model,
 # revision), the first of which is installed or on the Hub. architectures: endings of class names in config.json from
-# which the task is inferred.
+# which the task is inferred. languages: pairs that the default model translates.
 SUPPORTED_TASKS: dict[str, dict[str, Any]] = {
     "feature-extraction": {
         "impl": FeatureExtractionPipeline,
@@ -82,7 +82,8 @@ SUPPORTED_TASKS: dict[str, dict[str, Any]] = {
             ("HuggingFaceTB/SmolLM2-135M-Instruct", None),
         ),
         "type": "text",
-        "architectures": ("ForCausalLM", "LMHeadModel"),
+        # Of Gemma 3 the text part is loaded.
+        "architectures": ("ForCausalLM", "LMHeadModel", "Gemma3ForConditionalGeneration"),
     },
     "text-ranking": {
         "impl": TextRankingPipeline,
@@ -96,7 +97,15 @@ SUPPORTED_TASKS: dict[str, dict[str, Any]] = {
         "model_class": ("AutoModelForSeq2SeqLM",),
         "default": (("google-t5/t5-base", "a9723ea"),),
         "type": "text",
-        "architectures": ("ForConditionalGeneration", "MTModel"),
+        # By name, as models of images and text end so too. T5's kin, BART's kin, Marian, and T5's former name.
+        "architectures": (
+            "T5ForConditionalGeneration",
+            "BartForConditionalGeneration",
+            "M2M100ForConditionalGeneration",
+            "PegasusForConditionalGeneration",
+            "MarianMTModel",
+            "T5WithLMHeadModel",
+        ),
     },
     "token-classification": {
         "impl": TokenClassificationPipeline,
@@ -109,6 +118,8 @@ SUPPORTED_TASKS: dict[str, dict[str, Any]] = {
         "impl": TranslationPipeline,
         "model_class": ("AutoModelForSeq2SeqLM",),
         "default": (("google-t5/t5-base", "a9723ea"),),
+        # The default model translates these alone, so the task has to name them: translation_en_to_fr.
+        "languages": (("en", "fr"), ("en", "de"), ("en", "ro")),
         "type": "text",
         "architectures": (),
     },
@@ -139,12 +150,16 @@ class PipelineRegistry:
         return sorted({*self.supported_tasks, *self.task_aliases})
 
     def check_task(self, task: str) -> tuple[str, dict[str, Any]]:
-        """Returns the name of a task without alias, and its entry.
+        """Returns the name of a task without alias or languages, and its entry.
 
         Raises:
             KeyError: the task is unknown.
         """
         name = self.task_aliases.get(task, task)
+        if name not in self.supported_tasks and isinstance(name, str) and name.startswith("translation"):
+            if languages_of(name) is None:
+                raise KeyError(f"Invalid translation task {task!r}; use 'translation' or 'translation_XX_to_YY'.")
+            name = "translation"
         if name not in self.supported_tasks:
             known = self.get_supported_tasks()
             raise KeyError(f"Unknown task {task!r}; the tasks are {known}.{nearest(str(task), known)}")
@@ -193,6 +208,7 @@ class PipelineRegistry:
             "default": _defaults(default),
             "type": type,
             "architectures": (),
+            "registered": True,
         }
 
 
@@ -236,8 +252,13 @@ def default_model(task: str, entry: dict[str, Any]) -> tuple[str, str | None]:
     """Returns the default model of a task and its revision: the first that is installed, else the one on the Hub.
 
     Raises:
-        ValueError: the task has no default model.
+        ValueError: the task has no default model, or none for its languages.
     """
+    if "languages" in entry and languages_of(task) not in entry["languages"]:
+        known = [f"translation_{source}_to_{target}" for source, target in entry["languages"]]
+        options = languages_of(task)
+        found = "without its languages" if options is None else f"for the options {options}"
+        raise ValueError(f"The task {task!r} does not provide a default model {found}; give model=, or one of {known}.")
     for name, revision in entry["default"]:
         if not name.startswith(SCHEME) or _is_installed(name):
             return name, revision

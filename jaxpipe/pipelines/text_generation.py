@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxpipe.common.errors import nearest
-from jaxpipe.generation.stopping import StopStrings
 from jaxpipe.pipelines.base import Parameters
 from jaxpipe.pipelines.batching import Side
+from jaxpipe.pipelines.ends import Ends, total_length
 from jaxpipe.pipelines.generating import GeneratingPipeline
 from jaxpipe.pipelines.inputs import Chat, Inputs, described, is_message, peek
 
@@ -178,7 +178,7 @@ class TextGenerationPipeline(GeneratingPipeline):
         stop_strings = given.get("stop_strings")
         if stop_strings:
             forward.setdefault("tokenizer", self.tokenizer)
-        postprocess["ends"] = _Ends(given, self.tokenizer)
+        postprocess["ends"] = Ends(given, self.tokenizer)
         return preprocess, forward, postprocess
 
     def _lengths_with_prefix(self, preprocess: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class TextGenerationPipeline(GeneratingPipeline):
         given = self._given_settings(forward)
         if given.get("min_length") and given.get("min_new_tokens") is None:
             return True
-        return _total_length(given) is not None and self._position_limit is not None
+        return total_length(given) is not None and self._position_limit is not None
 
     def _check_batch_size(self, batch_size: int) -> None:
         if batch_size > 1 and self.tokenizer.pad_token_id is None:
@@ -329,9 +329,9 @@ class TextGenerationPipeline(GeneratingPipeline):
         """Returns the arguments of generate with a total length turned into new tokens, where prompts differ in length.
 
         generate counts padding as prompt. So the shortest prompt gets what it may have, and the others are cut
-        afterwards (`_Ends`): each row then has the tokens that it would have alone.
+        afterwards (`Ends`): each row then has the tokens that it would have alone.
         """
-        total = _total_length(self._given_settings(arguments))
+        total = total_length(self._given_settings(arguments))
         if total is None or min(lengths) == max(lengths) or max(lengths) >= total:
             return arguments
         return {**arguments, "max_length": None, "max_new_tokens": total - min(lengths)}
@@ -343,7 +343,7 @@ class TextGenerationPipeline(GeneratingPipeline):
         clean_up_tokenization_spaces: bool | None = None,
         continue_final_message: bool | None = None,
         skip_special_tokens: bool | None = None,
-        ends: "_Ends | None" = None,
+        ends: Ends | None = None,
     ) -> list[dict[str, Any]]:
         """Returns one record a return sequence."""
         end, prompt = model_outputs["prompt_end"], model_outputs["prompt"]
@@ -367,34 +367,6 @@ class TextGenerationPipeline(GeneratingPipeline):
                     record[name] = model_outputs[name][0, number, : len(new)].tolist()
             records.append(record)
         return records
-
-
-class _Ends:
-    """Where a row of new tokens ended by itself, so that the fillers of its batch are not part of the result.
-
-    Args:
-        given: the settings of the call.
-        tokenizer: for the stop strings.
-    """
-
-    def __init__(self, given: Mapping[str, Any], tokenizer: Any) -> None:
-        eos = given.get("eos_token_id")
-        self._eos = set() if eos is None else {int(token) for token in np.atleast_1d(eos)}
-        strings = given.get("stop_strings")
-        self._strings = StopStrings(tokenizer, strings) if strings else None
-        self._total = _total_length(given)
-
-    def cut(self, prompt: list[int], new: list[int]) -> list[int]:
-        """Returns the new tokens up to an end-of-sequence token, the end of a stop string or ``max_length``."""
-        kept = len(new) if self._total is None else min(len(new), self._total - len(prompt))
-        kept = next((place + 1 for place, token in enumerate(new[:kept]) if token in self._eos), kept)
-        stop = self._strings.first_stop(prompt + new[:kept], len(prompt)) if self._strings else None
-        return new[: kept if stop is None else stop]
-
-
-def _total_length(given: Mapping[str, Any]) -> int | None:
-    """``max_length`` where it decides, which it does only without ``max_new_tokens``."""
-    return given.get("max_length") if given.get("max_new_tokens") is None else None
 
 
 def _joined(prompt: str | Chat, text: str, continue_final_message: bool | None) -> Any:

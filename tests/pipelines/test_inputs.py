@@ -5,7 +5,16 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxpipe.pipelines.inputs import Chat, KeyDataset, KeyPairDataset, ResultIterator, arrange, is_message, peek
+from jaxpipe.pipelines.inputs import (
+    Chat,
+    KeyDataset,
+    KeyPairDataset,
+    ResultIterator,
+    StreamedList,
+    arrange,
+    is_message,
+    peek,
+)
 
 ROWS = [{"text": "a", "other": 1}, {"text": "b", "other": 2}]
 
@@ -48,11 +57,17 @@ class Stream:
         (ByIndex([1, 2]), "lazy", 2),
         (KeyDataset(ROWS, "text"), "lazy", 2),
         (Stream(), "lazy", None),
+        (StreamedList(["a", "b"]), "lazy", 2),
     ],
 )
 def test_kinds(inputs, kind, length):
     arranged = arrange(inputs)
     assert (arranged.kind, arranged.length) == (kind, length)
+
+
+def test_a_streamed_list_is_batched_as_a_list():
+    assert arrange(StreamedList(["a", "b"])).at_hand and arrange(["a", "b"]).at_hand
+    assert not arrange(iter("ab")).at_hand
 
 
 def test_data_sets_by_index_stop_at_their_length():

@@ -108,7 +108,8 @@ def test_the_default_model_is_the_first_that_is_installed():
         ("LlamaForCausalLM", "text-generation"),
         ("GPT2LMHeadModel", "text-generation"),
         ("BertModel", "feature-extraction"),
-        ("BertForQuestionAnswering", None),
+        ("BertForQuestionAnswering", "question-answering"),
+        ("BertForMultipleChoice", None),
     ],
 )
 def test_tasks_of_architectures(architecture, task):
