@@ -265,6 +265,9 @@ class GenerationConfig:
 
     @staticmethod
     def _json(values: Mapping[str, Any]) -> str:
+        bias = values.get("sequence_bias")
+        if isinstance(bias, Mapping):  # the keys are tuples, which JSON does not have
+            values = {**values, "sequence_bias": [[list(ids), value] for ids, value in bias.items()]}
         return json.dumps(values, indent=2, sort_keys=True, default=str) + "\n"
 
     def __getattr__(self, name: str) -> Any:

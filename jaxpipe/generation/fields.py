@@ -12,6 +12,8 @@ DEFAULTS: Mapping[str, Any] = {
     "min_length": 0,
     "do_sample": False,
     "num_beams": 1,
+    "early_stopping": False,
+    "length_penalty": 1.0,
     "use_cache": True,
     "temperature": 1.0,
     "top_k": 50,
@@ -24,12 +26,26 @@ DEFAULTS: Mapping[str, Any] = {
 }
 """Values that hold where neither the call nor the model's generation_config.json sets one (Transformers 5.23)."""
 
-SUPPORTED = frozenset(DEFAULTS) - {"num_beams"} | {
+SUPPORTED = frozenset(DEFAULTS) | {
     "max_new_tokens",
     "min_new_tokens",
     "max_time",
     "stop_strings",
     "min_p",
+    "top_h",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "encoder_repetition_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "sequence_bias",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "exponential_decay_length_penalty",
+    "remove_invalid_values",
+    "renormalize_logits",
     "pad_token_id",
     "bos_token_id",
     "eos_token_id",
@@ -55,7 +71,6 @@ class Refusal:
 
 
 NOT_SUPPORTED: Mapping[str, Refusal] = {
-    "num_beams": Refusal((1,)),
     "num_beam_groups": Refusal((1,)),
     "diversity_penalty": Refusal((0.0,)),
     "penalty_alpha": Refusal((0.0,)),
@@ -64,20 +79,6 @@ NOT_SUPPORTED: Mapping[str, Refusal] = {
     "force_words_ids": Refusal(),
     "use_mtp": Refusal((False,)),
     "cache_implementation": Refusal((None, "static", "dynamic", "hybrid", "hybrid_chunked", "sliding_window")),
-    "top_h": Refusal(when="sampling"),
-    "typical_p": Refusal((1.0,), when="sampling"),
-    "epsilon_cutoff": Refusal((0.0,), when="sampling"),
-    "eta_cutoff": Refusal((0.0,), when="sampling"),
-    "encoder_repetition_penalty": Refusal((1.0,)),
-    "no_repeat_ngram_size": Refusal((0,)),
-    "encoder_no_repeat_ngram_size": Refusal((0,)),
-    "bad_words_ids": Refusal(),
-    "renormalize_logits": Refusal((False,)),
-    "remove_invalid_values": Refusal((False,)),
-    "exponential_decay_length_penalty": Refusal(),
-    "suppress_tokens": Refusal((None, [])),
-    "begin_suppress_tokens": Refusal((None, [])),
-    "sequence_bias": Refusal((None, {}, [])),
     "token_healing": Refusal((False,)),
     "guidance_scale": Refusal((1.0,)),
     "watermarking_config": Refusal(),
@@ -93,14 +94,11 @@ NOT_SUPPORTED: Mapping[str, Refusal] = {
 }
 """Settings that would change the answer and are refused unless neutral."""
 
-_NO_BEAMS = "it only acts in beam search"
 _NO_ASSISTANT = "it only acts in assisted generation"
 _COMPILED = "the loop is always compiled, with a static cache of bucketed length"
 
 WITHOUT_EFFECT: Mapping[str, str] = {
-    "early_stopping": _NO_BEAMS,
-    "length_penalty": _NO_BEAMS,
-    "low_memory": _NO_BEAMS,
+    "low_memory": "all beams run at once",
     "num_assistant_tokens": _NO_ASSISTANT,
     "num_assistant_tokens_schedule": _NO_ASSISTANT,
     "assistant_confidence_threshold": _NO_ASSISTANT,
@@ -114,7 +112,19 @@ WITHOUT_EFFECT: Mapping[str, str] = {
 }
 """Settings that are accepted and cannot change the answer, each with the reason."""
 
-SAMPLING_ONLY: Mapping[str, Any] = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None}
+BEAMS_ONLY = ("early_stopping", "length_penalty")
+"""Settings that only act with ``num_beams`` above 1."""
+
+SAMPLING_ONLY: Mapping[str, Any] = {
+    "temperature": 1.0,
+    "top_h": None,
+    "top_k": 50,
+    "top_p": 1.0,
+    "min_p": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
 """Settings that greedy decoding ignores, each with the value that is ignored in silence."""
 
 GENERATE_ARGUMENTS = (
@@ -124,6 +134,8 @@ GENERATE_ARGUMENTS = (
     "streamer",
     "tokenizer",
     "stopping_criteria",
+    "logits_processor",
+    "prefix_allowed_tokens_fn",
     "seed",
     "item_indices",
     "decoder_input_ids",
@@ -131,8 +143,6 @@ GENERATE_ARGUMENTS = (
 """Arguments of ``generate`` that are not settings."""
 
 NOT_SUPPORTED_ARGUMENTS = (
-    "logits_processor",
-    "prefix_allowed_tokens_fn",
     "assistant_model",
     "assistant_tokenizer",
     "negative_prompt_ids",

@@ -1,8 +1,7 @@
 """`generate`: the host's side of generation, around the two jitted functions of `loop`."""
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,18 +9,21 @@ import numpy as np
 
 from jaxpipe.common.outputs import ModelOutput
 from jaxpipe.common.random import next_seed
+from jaxpipe.generation.beam import make_beams
+from jaxpipe.generation.beam_run import BeamRun, GenerateBeamOutput
 from jaxpipe.generation.buckets import batch_bucket, cache_bucket, length_bucket
 from jaxpipe.generation.config import GenerationConfig, resolve
 from jaxpipe.generation.inputs import Prompts, check_prompts
-from jaxpipe.generation.loop import Choice, DecodeState, make_decode, make_prefill
-from jaxpipe.generation.processors import processors_for
+from jaxpipe.generation.loop import Choice, DecodeState, make_decode, make_prefill, next_logits, read_prompts
+from jaxpipe.generation.packing import Packed, pack, place_rows
+from jaxpipe.generation.processors_user import NOTHING, Given, given_processors, processors_of_call
 from jaxpipe.generation.sampling import row_keys
 from jaxpipe.generation.settle import Settled
-from jaxpipe.generation.stopping import MaxTime, StoppingCriterion, StopStrings, eos_array, stopped_by
+from jaxpipe.generation.stopping import HostStops, MaxTime, StoppingCriterion, StopStrings, eos_array
 from jaxpipe.generation.streamers import BaseStreamer
 from jaxpipe.models.config import ModelConfig
 from jaxpipe.nn.functional import Functional, Leaves
-from jaxpipe.sharding.mesh import batch_sharding, data_degree, use_mesh
+from jaxpipe.sharding.mesh import data_degree, use_mesh
 
 
 class GenerateOutput(ModelOutput):
@@ -34,36 +36,6 @@ class GenerateOutput(ModelOutput):
     logits: tuple[np.ndarray, ...] | None = None
 
 
-@dataclass(frozen=True)
-class HostStops:
-    """What ends rows on the host, which reads every token for it.
-
-    Attributes:
-        strings: finds stop strings, or None.
-        criteria: the user's, and time.
-    """
-
-    strings: StopStrings | None
-    criteria: tuple[StoppingCriterion, ...]
-
-    def __bool__(self) -> bool:
-        return self.strings is not None or bool(self.criteria)
-
-    def stopped(self, sequences: np.ndarray, rows: Sequence[np.ndarray], new: int) -> np.ndarray:
-        """Returns which rows end with the last token.
-
-        Args:
-            sequences: (B, prompt + new) as the user sees them.
-            rows: each row's prompt without padding and its new tokens.
-            new: number of new tokens.
-        """
-        done = stopped_by(self.criteria, sequences) if self.criteria else np.zeros(len(rows), bool)
-        if self.strings is not None:
-            for i, row in enumerate(rows):
-                done[i] |= self.strings.first_stop(row.tolist(), len(row) - new, new - 1) is not None
-        return done
-
-
 class Generator:
     """Generates with one model; its executables are kept between calls.
 
@@ -71,12 +43,22 @@ class Generator:
         functional: the model taken apart.
         leaves: its weights.
         config: its configuration, for the ranges of ids and positions.
+        read: calls the model on prompts, as `read_prompts` does.
+        forward: calls the model on one more token of every row, as `next_logits` does.
     """
 
-    def __init__(self, functional: Functional, leaves: Leaves, config: ModelConfig):
+    def __init__(
+        self,
+        functional: Functional,
+        leaves: Leaves,
+        config: ModelConfig,
+        read: Callable[..., Any] = read_prompts,
+        forward: Callable[..., Any] = next_logits,
+    ):
         self._functional, self._leaves, self._config = functional, leaves, config
-        self.prefill = make_prefill(functional)
-        self.decode = make_decode(functional)
+        self.prefill = make_prefill(functional, read)
+        self.decode = make_decode(functional, forward)
+        self.beams = make_beams(functional, read, forward)
 
     def generate(
         self,
@@ -88,10 +70,12 @@ class Generator:
         streamer: BaseStreamer | None = None,
         tokenizer: Any = None,
         stopping_criteria: Sequence[StoppingCriterion] | None = None,
+        logits_processor: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
+        prefix_allowed_tokens_fn: Callable[[int, np.ndarray], Any] | None = None,
         seed: int | None = None,
         item_indices: Sequence[int] | None = None,
         **kwargs: Any,
-    ) -> jax.Array | GenerateOutput:
+    ) -> jax.Array | GenerateOutput | GenerateBeamOutput:
         """Continues prompts.
 
         Args:
@@ -99,16 +83,21 @@ class Generator:
             attention_mask: (B, T), 0 at padding; None infers it where padding has a token of its own.
             defaults: the model's settings.
             generation_config: settings of this call; keyword arguments go over it.
-            streamer: is given the prompt, then every token as it comes; for one row.
+            streamer: is given the prompt, then every token as it comes; for one row without beams.
             tokenizer: needed by ``stop_strings``.
-            stopping_criteria: asked after every token.
+            stopping_criteria: asked after every token; with beams for every candidate, before it is chosen.
+            logits_processor: functions ``(input_ids (R, S) int32, scores (R, V) float32) -> (R, V)`` of jax arrays,
+                traced once; the tokens so far end at the last column, and before them stands V, which is no token.
+            prefix_allowed_tokens_fn: ``(batch_id, input_ids) -> token ids`` that may come next, asked on the host
+                for each row in each step, with the row's tokens so far as numpy ints without padding.
             seed: fixes what is drawn; None draws afresh, see `set_seed`.
             item_indices: (B,) indices of the rows in the user's whole input, which the draws depend on;
                 0 to B - 1 if None.
             kwargs: settings of `GenerationConfig`.
 
         Returns:
-            (B, T + new) int32, rows that ended filled with the pad token; or a `GenerateOutput`.
+            (B, T + new) int32, rows that ended filled with the pad token; or a `GenerateOutput`, with beams a
+            `GenerateBeamOutput`.
 
         Raises:
             ValueError: an argument is unknown, out of range, or asks for what is not supported.
@@ -119,23 +108,46 @@ class Generator:
             generation_config, defaults, kwargs, prompt_length=prompts.ids.shape[1], max_positions=max_positions
         )
         prompts.check_room(settled.max_new_tokens, self._config.longest_input(), self._config.model_type)
-        if streamer is not None and len(prompts.rows) * settled.num_return_sequences > 1:
-            raise ValueError(
-                f"streamer= takes one row, but there are {len(prompts.rows)} prompts with "
-                f"num_return_sequences={settled.num_return_sequences}."
-            )
+        if streamer is not None:
+            _check_streamed(len(prompts.rows), settled)
         criteria = tuple(stopping_criteria or ())
         if settled.max_time is not None:
             criteria += (MaxTime(settled.max_time),)
         strings = StopStrings(tokenizer, settled.stop_strings) if settled.stop_strings else None
         items = prompts.item_indices(item_indices)
         choice_seed = seed if seed is not None else next_seed()
-        with use_mesh(self._functional.mesh):
-            run = _Run(self, prompts.repeated(settled.num_return_sequences), settled, items, choice_seed)
-            new = run.to_end() if streamer is None and not criteria and strings is None else None
-            if new is None:
-                new = run.step_by_step(streamer, HostStops(strings, criteria))
+        stops = HostStops(strings, criteria)
+        with use_mesh(self._functional.mesh), given_processors(logits_processor, prefix_allowed_tokens_fn) as given:
+            if settled.num_beams > 1:
+                search = self._search(prompts, settled, items, choice_seed, given)
+                search.step_by_step(stops) if stops else search.to_end()
+                return search.output()
+            run = _Run(self, prompts.repeated(settled.num_return_sequences), settled, items, choice_seed, given)
+            new = run.to_end() if streamer is None and not stops else run.step_by_step(streamer, stops)
         return run.output(new)
+
+    def _search(
+        self, prompts: Prompts, settled: Settled, items: Sequence[int], seed: int, given: Given = NOTHING
+    ) -> BeamRun:
+        packed = self.pack(prompts, settled.max_new_tokens)
+        return BeamRun(
+            self.beams,
+            self._leaves,
+            packed,
+            settled,
+            vocab_size=self._config.vocab_size,
+            processors=processors_of_call(settled, packed, self._config.vocab_size, self._functional.mesh, given),
+            items=items,
+            seed=seed,
+            mesh=self._functional.mesh,
+        )
+
+    def pack(self, prompts: Prompts, max_new_tokens: int) -> Packed:
+        """Pads prompts to their buckets, and places them."""
+        mesh = self._functional.mesh
+        rows, width = batch_bucket(len(prompts.rows), data_degree(mesh)), self.width(prompts)
+        slots = cache_bucket(width + max_new_tokens)
+        return pack(prompts, self.inputs(prompts, rows), rows=rows, width=width, slots=slots, mesh=mesh)
 
     def prompts(
         self,
@@ -189,45 +201,44 @@ class Generator:
                 settled = resolve(None, defaults, settings, prompt_length=prompts.ids.shape[1])
                 with use_mesh(self._functional.mesh):
                     start = time.perf_counter()
-                    run = _Run(self, prompts.repeated(settled.num_return_sequences), settled, range(batch), 0)
+                    if settled.num_beams > 1:
+                        run = self._search(prompts, settled, range(batch), 0)
+                    else:
+                        run = _Run(self, prompts.repeated(settled.num_return_sequences), settled, range(batch), 0)
                     jax.block_until_ready(run.state)
                     middle = time.perf_counter()
-                    jax.block_until_ready(run.advance(0))
+                    run.compile()
                     end = time.perf_counter()
-                seconds[f"prefill {run.rows}x{length_bucket(length)}"] = middle - start
-                seconds[f"decode {run.rows}x{run.slots}"] = end - middle
+                seconds[f"prefill {run.packed.rows}x{length_bucket(length)}"] = middle - start
+                seconds[f"decode {run.packed.rows}x{run.packed.slots}"] = end - middle
         return seconds
 
 
 class _Run:
     """One call of `generate`: prefilled when made, then decoded to the end or step by step."""
 
-    def __init__(self, generator: Generator, prompts: Prompts, settled: Settled, items: Sequence[int], seed: int):
+    def __init__(
+        self,
+        generator: Generator,
+        prompts: Prompts,
+        settled: Settled,
+        items: Sequence[int],
+        seed: int,
+        given: Given = NOTHING,
+    ):
         self._generator, self._prompts, self._settled = generator, prompts, settled
-        functional = generator._functional
-        count = len(prompts.rows)
-        self.rows = batch_bucket(count, data_degree(functional.mesh))
-        self.width = generator.width(prompts)
-        self.slots = cache_bucket(self.width + settled.max_new_tokens)
-        packed = np.zeros((self.rows, self.width), np.int32)
-        lengths = np.ones((self.rows,), np.int32)
-        for i, row in enumerate(prompts.rows):
-            packed[i, : len(row)] = row
-            lengths[i] = len(row)
+        self.packed = generator.pack(prompts, settled.max_new_tokens)
         record = tuple(name for name in ("scores", "logits") if self._records(name))
-        n = settled.num_return_sequences
-        fill = self.rows - count
-
-        def place(x: Any) -> jax.Array:
-            return jax.device_put(x, batch_sharding(functional.mesh, self.rows, x.ndim))
-
+        n, count = settled.num_return_sequences, len(prompts.rows)
         keys = None
         if settled.do_sample:
+            fill = self.packed.rows - count
             item = np.pad(np.repeat(np.asarray(items), n), (0, fill))
-            keys = place(row_keys(seed, item, np.pad(np.tile(np.arange(n), count // n), (0, fill))))
+            number = np.pad(np.tile(np.arange(n), count // n), (0, fill))
+            keys = place_rows(row_keys(seed, item, number), generator._functional.mesh)
         self.pad_id = settled.pad_token_id if settled.pad_token_id is not None else 0
         self._choice = Choice(
-            processors_for(settled, generator._config.vocab_size),
+            processors_of_call(settled, self.packed, generator._config.vocab_size, generator._functional.mesh, given),
             keys,
             eos_array(settled.eos_token_ids),
             np.int32(self.pad_id),
@@ -235,9 +246,9 @@ class _Run:
             record,
         )
         recorded = length_bucket(settled.max_new_tokens) if record else 0
-        idle = np.arange(self.rows) >= count
-        arrays = [place(x) for x in (*generator.inputs(prompts, self.rows), packed, lengths, idle)]
-        self.state: DecodeState = generator.prefill(generator._leaves, *arrays, self._choice, self.slots, recorded)
+        self.state: DecodeState = generator.prefill(
+            generator._leaves, *self.packed.arrays, self._choice, self.packed.slots, recorded
+        )
 
     def _records(self, name: str) -> bool:
         return self._settled.return_dict_in_generate and getattr(self._settled, f"output_{name}")
@@ -247,12 +258,17 @@ class _Run:
         self.state, last = self._generator.decode(self._generator._leaves, self.state, self._choice, np.int32(steps))
         return last
 
+    def compile(self) -> None:
+        """Compiles the decode, and runs it for no step."""
+        jax.block_until_ready(self.advance(0))
+
     def to_end(self) -> np.ndarray:
         """Decodes all tokens in one dispatch; returns the new tokens (B, new)."""
         if self._settled.max_new_tokens > 1:
             self.advance(self._settled.max_new_tokens - 1)
         steps = int(self.state.step)
-        return np.asarray(self.state.tokens)[: len(self._prompts.rows), self.width : self.width + steps]
+        width = self.packed.width
+        return np.asarray(self.state.tokens)[: len(self._prompts.rows), width : width + steps]
 
     def _tokens(self) -> Iterator[np.ndarray]:
         """Yields each step's tokens (B,); the next step runs while the host works on this one's."""
@@ -302,3 +318,16 @@ class _Run:
             for name, values in self.state.recorded.items()
         }
         return GenerateOutput(sequences=sequences, **recorded)
+
+
+def _check_streamed(prompts: int, settled: Settled) -> None:
+    if settled.num_beams > 1:
+        raise ValueError(
+            f"streamer= cannot be used with num_beams={settled.num_beams}: which tokens are chosen is known at the end "
+            "only; set num_beams=1 or leave streamer= out."
+        )
+    if prompts * settled.num_return_sequences > 1:
+        raise ValueError(
+            f"streamer= takes one row, but there are {prompts} prompts with "
+            f"num_return_sequences={settled.num_return_sequences}."
+        )

@@ -42,6 +42,10 @@ class Prompts:
             return self
         return Prompts(np.repeat(self.ids, times, axis=0), [row for row in self.rows for _ in range(times)])
 
+    def source_rows(self) -> list[np.ndarray] | None:
+        """Each row's tokens for an encoder, without padding; None where there is no encoder."""
+        return None
+
     def check_room(self, max_new_tokens: int, limit: int | None, model_type: str) -> None:
         """Raises ValueError where a prompt and its new tokens need more learned positions than there are."""
         longest = max(map(len, self.rows))

@@ -91,32 +91,64 @@ def choose(logits: Array, state: DecodeState, choice: Choice) -> DecodeState:
     )
 
 
-def make_prefill(functional: Functional) -> Callable[..., DecodeState]:
+def read_prompts(
+    functional: Functional,
+    leaves: Leaves,
+    inputs: tuple[Array, ...],
+    prompts: Array,
+    lengths: Array,
+    valid: Array,
+    slots: int,
+) -> Any:
+    """Calls a decoder on prompts with an empty cache.
+
+    Args:
+        functional: the model.
+        leaves: its weights.
+        inputs: what the model reads beside the prompts; nothing.
+        prompts: (B, P) int32, padded on the right.
+        lengths: (B,) int32, without padding.
+        valid: (B, P) bool, False at padding.
+        slots: S, of the cache.
+
+    Returns:
+        The output, with logits (B, 1, V) of each row's last token, and the cache.
+    """
+    columns = jnp.arange(prompts.shape[1], dtype=jnp.int32)
+    return functional.call(
+        leaves,
+        prompts,
+        attention_mask=valid,
+        position_ids=jnp.minimum(columns, lengths[:, None] - 1),
+        cache=Cache.empty(functional.module(leaves).cache_layers(), len(prompts), slots, functional.dtype),
+        last=lengths - 1,
+    )
+
+
+def make_prefill(functional: Functional, read: Callable[..., Any] = read_prompts) -> Callable[..., DecodeState]:
     """Returns the jitted prefill of a model: prompts in, a state with the first new token out.
 
-    Arguments of the returned function: the leaves; prompts (B, P) int32 padded on the right; their
-    lengths (B,); rows that are only there to fill the batch, (B,) bool; the choice; and, static,
-    the number of slots S and of new tokens to record.
+    `read` calls the model, as `read_prompts` does.
+    Arguments of the returned function: the leaves; what the model reads beside the prompts; prompts (B, P) int32
+    padded on the right; their lengths (B,); rows that are only there to fill the batch, (B,) bool; the choice; and,
+    static, the number of slots S and of new tokens to record.
     """
 
     def prefill(
-        leaves: Leaves, prompts: Array, lengths: Array, idle: Array, choice: Choice, slots: int, recorded: int
+        leaves: Leaves,
+        inputs: tuple[Array, ...],
+        prompts: Array,
+        lengths: Array,
+        idle: Array,
+        choice: Choice,
+        slots: int,
+        recorded: int,
     ) -> DecodeState:
-        batch, width = prompts.shape
-        columns = jnp.arange(width, dtype=jnp.int32)
-        cache = Cache.empty(functional.module(leaves).cache_layers(), batch, slots, functional.dtype)
-        valid = columns < lengths[:, None]  # (B, P)
-        out = functional.call(
-            leaves,
-            prompts,
-            attention_mask=valid,
-            position_ids=jnp.minimum(columns, lengths[:, None] - 1),
-            cache=cache,
-            last=lengths - 1,
-        )
+        valid = jnp.arange(prompts.shape[1], dtype=jnp.int32) < lengths[:, None]  # (B, P)
+        out = read(functional, leaves, inputs, prompts, lengths, valid, slots)
         return first_state(out, prompts, valid, idle, choice, slots, recorded)
 
-    return jax.jit(prefill, static_argnums=(5, 6))
+    return jax.jit(prefill, static_argnums=(6, 7))
 
 
 def first_state(

@@ -1,252 +1,161 @@
 """Logits processors: traceable functions of fp32 logits, in the order of Transformers' ``_get_logits_processor``.
 
 Each processor is a frozen dataclass and a pytree. Values that users vary are leaves, so another temperature runs
-the same compiled loop; which processors there are, and the size buckets they work in, is structure.
+the same compiled loop; which processors there are, and the size buckets they work in, is structure. A setting that is
+off adds nothing.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from jaxpipe.generation.processors_history import (
+    EncoderNoRepeatNgram,
+    EncoderRepetitionPenalty,
+    NoRepeatNgram,
+    RepetitionPenalty,
+    SequenceBias,
+)
+from jaxpipe.generation.processors_tokens import (
+    ExponentialDecay,
+    ForcedTokens,
+    MinNewTokens,
+    RemoveInvalid,
+    Renormalize,
+    SuppressTokens,
+    SuppressTokensAtStep,
+)
 from jaxpipe.generation.settle import Settled
+from jaxpipe.generation.step import LogitsProcessor, StepState, bucket
 from jaxpipe.generation.stopping import eos_array
+from jaxpipe.generation.warpers import EpsilonCutoff, EtaCutoff, MinP, Temperature, TopH, TopK, TopP, TypicalP
 
 Array = jax.Array
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class StepState:
-    """What is known when a token is chosen.
-
-    Attributes:
-        tokens: (B, S) int32, prompt and new tokens.
-        valid: (B, S) bool, False at padding and at slots that are not yet written.
-        prompt_lengths: (B,) int32, tokens of each prompt without padding.
-        step: () int32, new tokens so far.
-    """
-
-    tokens: Array
-    valid: Array
-    prompt_lengths: Array
-    step: Array
-
-
-class LogitsProcessor(Protocol):
-    """A traceable change of the logits."""
-
-    def __call__(self, logits: Array, state: StepState) -> Array:
-        """Returns the changed logits.
-
-        Args:
-            logits: (B, V) float32.
-            state: the tokens so far.
-        """
-        ...
-
-
-def _drop(logits: Array, dropped: Array) -> Array:
-    return jnp.where(dropped, -jnp.inf, logits)  # (B, V)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class RepetitionPenalty:
-    """Makes tokens of the prompt and of the answer so far less likely (Keskar et al. 2019, arXiv:1909.05858).
-
-    Attributes:
-        penalty: () float32, divides positive and multiplies negative logits; padding does not count.
-    """
-
-    penalty: Any
-
-    def __call__(self, logits: Array, state: StepState) -> Array:
-        """Returns the penalised logits (B, V)."""
-        rows = jnp.arange(logits.shape[0])[:, None]
-        ids = jnp.where(state.valid, state.tokens, logits.shape[1])  # (B, S), out of range where not valid
-        seen = jnp.zeros(logits.shape, bool).at[rows, ids].set(True, mode="drop")  # (B, V)
-        return jnp.where(seen, jnp.where(logits < 0, logits * self.penalty, logits / self.penalty), logits)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class MinNewTokens:
-    """Allows no end-of-sequence token before a number of new tokens.
-
-    Attributes:
-        min_new_tokens: () int32.
-        eos_ids: (n,) int32, filled up with -1.
-    """
-
-    min_new_tokens: Any
-    eos_ids: Any
-
-    def __call__(self, logits: Array, state: StepState) -> Array:
-        """Returns logits (B, V) with -inf at the end-of-sequence tokens while it is too early."""
-        vocab_size = logits.shape[1]
-        ids = jnp.where(self.eos_ids < 0, vocab_size, self.eos_ids)
-        is_eos = jnp.zeros(vocab_size, bool).at[ids].set(True, mode="drop")  # (V,)
-        return _drop(logits, is_eos & (state.step < self.min_new_tokens))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ForcedTokens:
-    """Allows none but certain tokens at one step.
-
-    Attributes:
-        step: () int32, new tokens before it.
-        ids: (n,) int32, filled up with -1.
-    """
-
-    step: Any
-    ids: Any
-
-    def __call__(self, logits: Array, state: StepState) -> Array:
-        """Returns logits (B, V) that at the step are 0 at the tokens and -inf elsewhere."""
-        vocab_size = logits.shape[1]
-        ids = jnp.where(self.ids < 0, vocab_size, self.ids)
-        forced = jnp.full(vocab_size, -jnp.inf, logits.dtype).at[ids].set(0.0, mode="drop")  # (V,)
-        return jnp.where(state.step == self.step, forced, logits)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Temperature:
-    """Divides the logits by ``temperature``, () float32."""
-
-    temperature: Any
-
-    def __call__(self, logits: Array, state: StepState) -> Array:
-        """Returns the scaled logits (B, V)."""
-        return logits / self.temperature
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TopK:
-    """Keeps the k largest logits, and those equal to the k-th (Fan et al. 2018, arXiv:1805.04833).
-
-    Attributes:
-        k: () int32, at least 1.
-        bucket: a static size of at least min(k, V) that is searched for the k-th value.
-    """
-
-    k: Any
-    bucket: int = dataclasses.field(metadata={"static": True})
-
-    def __call__(self, logits: Array, state: StepState) -> Array:
-        """Returns logits (B, V) with -inf below the k-th largest."""
-        largest, _ = lax.top_k(logits, min(self.bucket, logits.shape[1]))  # (B, bucket)
-        index = jnp.minimum(self.k, largest.shape[1]) - 1
-        kth = lax.dynamic_index_in_dim(largest, index, axis=1)  # (B, 1)
-        return _drop(logits, logits < kth)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TopP:
-    """Keeps the most likely tokens that hold a mass of ``top_p`` (nucleus; Holtzman et al. 2020, arXiv:1904.09751).
-
-    Attributes:
-        tail: () float32, 1 - top_p. Tokens whose cumulative mass, from the least likely up, is at most this go.
-        candidates: a static number of tokens that a top-k before this one has left, or None.
-    """
-
-    tail: Any
-    candidates: int | None = dataclasses.field(default=None, metadata={"static": True})
-
-    def __call__(self, logits: Array, state: StepState) -> Array:
-        """Returns logits (B, V) with -inf outside the nucleus; the most likely token always stays."""
-        vocab_size = logits.shape[1]
-        if self.candidates is None or self.candidates >= vocab_size:
-            return self._keep_nucleus(logits, jnp.sort(logits, axis=-1))
-        size = self.candidates
-
-        left = jnp.sum(logits > -jnp.inf, axis=-1, keepdims=True)  # (B, 1)
-        largest, _ = lax.top_k(logits, size)  # (B, candidates)
-        kept = self._keep_nucleus(logits, largest[:, ::-1])
-
-        def sort_all(logits: Array, kept: Array) -> Array:
-            return jnp.where(left <= size, kept, self._keep_nucleus(logits, jnp.sort(logits, axis=-1)))
-
-        # A sort of the whole vocabulary is slow, and needed only by rows where ties at the k-th value left more tokens.
-        return lax.cond(jnp.all(left <= size), lambda _, kept: kept, sort_all, logits, kept)
-
-    def _keep_nucleus(self, logits: Array, ascending: Array) -> Array:
-        """Drops the tail, given the ``ascending`` (B, n) logits that hold all the mass.
-
-        Among equal logits at the border those of lower token id go first, as a stable ascending sort has them.
-        """
-        mass = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1)  # (B, n)
-        in_tail = (mass <= self.tail).at[:, -1].set(False)
-        tail_size = jnp.sum(in_tail, axis=-1, keepdims=True)  # (B, 1)
-        border = jnp.take_along_axis(ascending, tail_size, axis=-1)  # (B, 1), the least logit that stays
-        ties_in_tail = tail_size - jnp.sum(ascending < border, axis=-1, keepdims=True)
-        tied = logits == border  # (B, V)
-        return _drop(logits, (logits < border) | (tied & (jnp.cumsum(tied, axis=-1) <= ties_in_tail)))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class MinP:
-    """Drops tokens less likely than ``min_p``, () float32, times the most likely (Nguyen et al., arXiv:2407.01082)."""
-
-    min_p: Any
-
-    def __call__(self, logits: Array, state: StepState) -> Array:
-        """Returns logits (B, V) with -inf at the unlikely tokens."""
-        probabilities = jax.nn.softmax(logits, axis=-1)
-        return _drop(logits, probabilities < self.min_p * jnp.max(probabilities, axis=-1, keepdims=True))
-
-
-def processors_for(settled: Settled, vocab_size: int) -> tuple[LogitsProcessor, ...]:
+def processors_for(
+    settled: Settled,
+    vocab_size: int,
+    *,
+    source: Any = None,
+    allowed: LogitsProcessor | None = None,
+    user: Sequence[LogitsProcessor] = (),
+) -> tuple[LogitsProcessor, ...]:
     """Returns the processors that the settings ask for, in the order in which they act.
 
     Args:
         settled: the settings of a call.
         vocab_size: V, the width of the logits.
+        source: (R, S) int32, the encoder's tokens from column 0 on, then -1; None for decoders.
+        allowed: what ``prefix_allowed_tokens_fn`` asks for, or None.
+        user: the user's own, which act after the others and before what narrows sampling.
 
     Raises:
-        ValueError: a token that is forced is not in the vocabulary.
+        ValueError: a token is not in the vocabulary, or none of it is left.
     """
-    processors: list[LogitsProcessor] = []
-    if settled.repetition_penalty != 1.0:
-        processors.append(RepetitionPenalty(np.float32(settled.repetition_penalty)))
+    _check_ids(settled, vocab_size)
+    processors = [*_history(settled, source)]
     if settled.min_new_tokens > 0 and settled.eos_token_ids:
         processors.append(MinNewTokens(np.int32(settled.min_new_tokens), eos_array(settled.eos_token_ids)))
-    processors += _forced(settled, vocab_size)
-    if not settled.do_sample:
-        return tuple(processors)
-    if settled.temperature != 1.0:
-        processors.append(Temperature(np.float32(settled.temperature)))
-    bucket = None
-    if 0 < settled.top_k < vocab_size:
-        bucket = min(1 << (settled.top_k - 1).bit_length(), vocab_size)
-        processors.append(TopK(np.int32(settled.top_k), bucket))
-    if settled.top_p < 1.0:
-        processors.append(TopP(np.float32(1.0 - settled.top_p), bucket))
-    if settled.min_p > 0.0:
-        processors.append(MinP(np.float32(settled.min_p)))
+    if allowed is not None:
+        processors.append(allowed)
+    processors += [*_tokens(settled), *user]
+    if settled.do_sample:
+        processors += _warpers(settled, vocab_size)
+    if settled.renormalize_logits:
+        processors.append(Renormalize())
     return tuple(processors)
 
 
-def _forced(settled: Settled, vocab_size: int) -> list[LogitsProcessor]:
-    # Forced as the first token only where the prompt is a start token alone, as in encoder-decoders.
-    first = settled.forced_bos_token_id if settled.prompt_length == 1 else None
-    asked = {
-        "forced_bos_token_id": (0, () if first is None else (first,)),
-        "forced_eos_token_id": (settled.max_new_tokens - 1, settled.forced_eos_token_ids),
+def _history(settled: Settled, source: Any) -> list[LogitsProcessor]:
+    """Those that look at the tokens so far."""
+    processors: list[LogitsProcessor] = []
+    if settled.sequence_bias:
+        processors.append(SequenceBias.of(settled.sequence_bias))
+    if settled.encoder_repetition_penalty != 1.0:
+        inverse = np.float32(1.0 / settled.encoder_repetition_penalty)
+        processors.append(EncoderRepetitionPenalty(inverse, source))
+    if settled.repetition_penalty != 1.0:
+        processors.append(RepetitionPenalty(np.float32(settled.repetition_penalty)))
+    if settled.no_repeat_ngram_size:
+        size = settled.no_repeat_ngram_size
+        processors.append(NoRepeatNgram(np.int32(size), bucket(size - 1)))
+    if settled.encoder_no_repeat_ngram_size:
+        size = settled.encoder_no_repeat_ngram_size
+        processors.append(EncoderNoRepeatNgram(np.int32(size), source, bucket(size - 1)))
+    if settled.bad_words_ids:
+        processors.append(SequenceBias.of([(ids, -np.inf) for ids in settled.bad_words_ids]))
+    return processors
+
+
+def _tokens(settled: Settled) -> list[LogitsProcessor]:
+    """Those for certain tokens at certain steps."""
+    processors: list[LogitsProcessor] = [
+        ForcedTokens(np.int32(step), eos_array(ids)) for step, ids in settled.forced().values() if ids
+    ]
+    if settled.remove_invalid_values:
+        processors.append(RemoveInvalid())
+    if settled.exponential_decay_length_penalty is not None:
+        start, factor = settled.exponential_decay_length_penalty
+        eos = eos_array(settled.eos_token_ids)
+        processors.append(ExponentialDecay.of(start, factor, settled.max_new_tokens, eos))
+    if settled.suppress_tokens:
+        processors.append(SuppressTokens(eos_array(settled.suppress_tokens)))
+    if settled.begin_suppress_tokens:
+        ids = eos_array(settled.begin_suppress_tokens)
+        processors.append(SuppressTokensAtStep(np.int32(settled.begin_step), ids))
+    return processors
+
+
+def _warpers(settled: Settled, vocab_size: int) -> list[LogitsProcessor]:
+    """Those that narrow what is sampled from."""
+    # Beams need a token that ends none of them.
+    keep = 1 if settled.num_beams == 1 else 1 + max(len(settled.eos_token_ids), 1)
+    processors: list[LogitsProcessor] = []
+    if settled.temperature != 1.0:
+        processors.append(Temperature(np.float32(settled.temperature)))
+    if settled.top_h is not None:
+        processors.append(TopH(np.float32(settled.top_h)))
+    left = None
+    top_k = max(settled.top_k, keep) if settled.top_k else 0
+    if 0 < top_k < vocab_size:
+        left = min(bucket(top_k, smallest=1), vocab_size)
+        processors.append(TopK(np.int32(top_k), left))
+    if settled.top_p < 1.0:
+        processors.append(TopP(np.float32(1.0 - settled.top_p), left, keep))
+    if settled.min_p > 0.0:
+        processors.append(MinP(np.float32(settled.min_p), keep))
+    if settled.typical_p < 1.0:
+        processors.append(TypicalP(np.float32(settled.typical_p), keep))
+    if settled.epsilon_cutoff > 0.0:
+        processors.append(EpsilonCutoff(np.float32(settled.epsilon_cutoff), keep))
+    if settled.eta_cutoff > 0.0:
+        processors.append(EtaCutoff(np.float32(settled.eta_cutoff), keep))
+    return processors
+
+
+def _check_ids(settled: Settled, vocab_size: int) -> None:
+    biased = [ids for ids, _ in settled.sequence_bias]
+    named: dict[str, Sequence[Sequence[int]]] = {
+        **{name: [ids] for name, (_, ids) in settled.forced().items()},
+        "bad_words_ids": settled.bad_words_ids,
+        "sequence_bias": biased,
+        "suppress_tokens": [settled.suppress_tokens],
+        "begin_suppress_tokens": [settled.begin_suppress_tokens],
     }
-    for name, (_, ids) in asked.items():
-        if ids and max(ids) >= vocab_size:
-            raise ValueError(f"{name}={max(ids)}: expected a token id from 0 to {vocab_size - 1}.")
-    return [ForcedTokens(np.int32(step), eos_array(ids)) for step, ids in asked.values() if ids]
+    for name, words in named.items():
+        largest = max((max(ids) for ids in words if ids), default=0)
+        if largest >= vocab_size:
+            raise ValueError(f"{name}={largest}: expected token ids from 0 to {vocab_size - 1}.")
+    banned = {ids[0] for ids in settled.bad_words_ids if len(ids) == 1}.union(settled.suppress_tokens)
+    if len(banned.union(settled.begin_suppress_tokens)) >= vocab_size:
+        raise ValueError(
+            f"bad_words_ids, suppress_tokens and begin_suppress_tokens name all {vocab_size} tokens together, which "
+            "leaves none to choose."
+        )
 
 
 def process(processors: Sequence[LogitsProcessor], logits: Array, state: StepState) -> Array:

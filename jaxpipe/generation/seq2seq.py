@@ -13,7 +13,6 @@ from jaxpipe.generation.buckets import length_bucket
 from jaxpipe.generation.config import GenerationConfig
 from jaxpipe.generation.generate import Generator
 from jaxpipe.generation.inputs import Prompts, check_source, setting
-from jaxpipe.generation.loop import Choice, DecodeState, first_state, make_decode
 from jaxpipe.models.config import ModelConfig
 from jaxpipe.nn.cross_attention import EncoderDecoderCache
 from jaxpipe.nn.functional import Functional, Leaves
@@ -39,6 +38,10 @@ class Seq2SeqPrompts(Prompts):
         arrays = (np.repeat(x, times, axis=0) for x in (self.source, self.source_mask))
         return Seq2SeqPrompts(own.ids, own.rows, *arrays)
 
+    def source_rows(self) -> list[np.ndarray]:
+        """Each row's tokens for the encoder, without padding."""
+        return [row[keep] for row, keep in zip(self.source, self.source_mask, strict=True)]
+
 
 class Seq2SeqGenerator(Generator):
     """Generates with one encoder-decoder; its executables are kept between calls.
@@ -48,9 +51,7 @@ class Seq2SeqGenerator(Generator):
     """
 
     def __init__(self, functional: Functional, leaves: Leaves, config: ModelConfig):
-        super().__init__(functional, leaves, config)
-        self.prefill = make_seq2seq_prefill(functional)
-        self.decode = make_decode(functional, _next_logits)
+        super().__init__(functional, leaves, config, _read_source, _next_logits)
 
     def prompts(
         self,
@@ -128,42 +129,29 @@ class Seq2SeqGenerator(Generator):
         return 1 if prompts.ids.shape[1] == 1 else super().width(prompts)
 
 
-def make_seq2seq_prefill(functional: Functional) -> Callable[..., DecodeState]:
-    """Returns the jitted prefill of an encoder-decoder: the encoder's pass, and the first new token.
-
-    Arguments of the returned function: the leaves; the encoder's ids (B, S) int32 and mask (B, S) bool; the
-    decoder's prompts (B, P) int32 padded on the right; their lengths (B,); rows that are only there to fill the
-    batch, (B,) bool; the choice; and, static, the number of slots and of new tokens to record.
-    """
-
-    def prefill(
-        leaves: Leaves,
-        source: Array,
-        mask: Array,
-        prompts: Array,
-        lengths: Array,
-        idle: Array,
-        choice: Choice,
-        slots: int,
-        recorded: int,
-    ) -> DecodeState:
-        batch, width = prompts.shape
-        columns = jnp.arange(width, dtype=jnp.int32)
-        layers = functional.module(leaves).cache_layers()
-        valid = columns < lengths[:, None]  # (B, P)
-        out = functional.call(
-            leaves,
-            source,
-            attention_mask=mask,
-            decoder_input_ids=prompts,
-            decoder_attention_mask=valid,
-            decoder_position_ids=jnp.minimum(columns, lengths[:, None] - 1),
-            cache=EncoderDecoderCache.empty(layers, batch, slots, functional.dtype),
-            last=lengths - 1,
-        )
-        return first_state(out, prompts, valid, idle, choice, slots, recorded)
-
-    return jax.jit(prefill, static_argnums=(7, 8))
+def _read_source(
+    functional: Functional,
+    leaves: Leaves,
+    inputs: tuple[Array, ...],
+    prompts: Array,
+    lengths: Array,
+    valid: Array,
+    slots: int,
+) -> Any:
+    """As `read_prompts`; `inputs` are the encoder's ids (B, S) int32 and mask (B, S) bool."""
+    source, mask = inputs
+    columns = jnp.arange(prompts.shape[1], dtype=jnp.int32)
+    layers = functional.module(leaves).cache_layers()
+    return functional.call(
+        leaves,
+        source,
+        attention_mask=mask,
+        decoder_input_ids=prompts,
+        decoder_attention_mask=valid,
+        decoder_position_ids=jnp.minimum(columns, lengths[:, None] - 1),
+        cache=EncoderDecoderCache.empty(layers, len(prompts), slots, functional.dtype),
+        last=lengths - 1,
+    )
 
 
 def _next_logits(

@@ -2,12 +2,8 @@
 
 import dataclasses
 import math
-import operator
 from collections.abc import Iterable, Mapping, Sequence
-from types import NoneType
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from jaxpipe.common.errors import nearest
 from jaxpipe.common.logging import info_once, warn_once
@@ -16,24 +12,12 @@ from jaxpipe.generation.fields import (
     GENERATE_ARGUMENTS,
     NOT_SUPPORTED,
     NOT_SUPPORTED_ARGUMENTS,
-    SAMPLING_ONLY,
     WITHOUT_EFFECT,
     Refusal,
 )
-
-
-class Layer(NamedTuple):
-    """Settings from one origin.
-
-    Attributes:
-        values: the settings that the origin sets; None is a value and means off.
-        origin: the origin in words, for messages.
-        by_user: whether the user set them in this call; the others come with the model or are defaults.
-    """
-
-    values: Mapping[str, Any]
-    origin: str
-    by_user: bool
+from jaxpipe.generation.layers import Layer, Merged
+from jaxpipe.generation.settle_beams import beam_settings
+from jaxpipe.generation.settle_logits import Biases, Words, logits_settings, sampling_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +29,19 @@ class Settled:
         max_new_tokens: at least 1.
         min_new_tokens: new tokens before which no end-of-sequence token may come; 0 is none.
         do_sample: sampling, else greedy.
-        temperature, top_k, top_p, min_p, repetition_penalty: neutral at 1.0, 0, 1.0, 0.0 and 1.0.
+        num_beams: beams of each prompt; above 1 beam search, or beam sampling with ``do_sample``.
+        early_stopping: when a prompt's beam search ends: True, False or ``"never"``.
+        length_penalty: power of the length by which a finished beam's score is divided.
+        temperature, top_k, top_p, min_p, typical_p: neutral at 1.0, 0, 1.0, 0.0 and 1.0.
+        top_h, epsilon_cutoff, eta_cutoff: neutral at None, 0.0 and 0.0.
+        repetition_penalty, encoder_repetition_penalty: neutral at 1.0.
+        no_repeat_ngram_size, encoder_no_repeat_ngram_size: tokens that may not come in the same order again; 0 is off.
+        bad_words_ids: sequences of tokens that never come.
+        sequence_bias: sequences of tokens with what is added to the logit of their last.
+        suppress_tokens, begin_suppress_tokens: tokens that never come, and that are not the first.
+        exponential_decay_length_penalty: new tokens after which, and factor by which, the end's score grows; or None.
+        remove_invalid_values: replaces NaN and infinite logits.
+        renormalize_logits: makes the processed scores log-probabilities.
         num_return_sequences: sequences for each prompt, at least 1.
         eos_token_ids: tokens that end a row; may be empty.
         pad_token_id: token that fills rows that ended; the first of ``eos_token_ids`` where none is set.
@@ -59,11 +55,28 @@ class Settled:
     max_new_tokens: int
     min_new_tokens: int = 0
     do_sample: bool = False
+    num_beams: int = 1
+    early_stopping: bool | str = False
+    length_penalty: float = 1.0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    top_h: float | None = None
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
     repetition_penalty: float = 1.0
+    encoder_repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    encoder_no_repeat_ngram_size: int = 0
+    bad_words_ids: Words = ()
+    sequence_bias: Biases = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    remove_invalid_values: bool = False
+    renormalize_logits: bool = False
     num_return_sequences: int = 1
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
@@ -81,77 +94,19 @@ class Settled:
         """Positions of prompt and new tokens together."""
         return self.prompt_length + self.max_new_tokens
 
+    @property
+    def begin_step(self) -> int:
+        """New tokens before the first that is chosen freely; `begin_suppress_tokens` act there."""
+        return int(self.prompt_length == 1 and self.forced_bos_token_id is not None)
 
-class _Merged:
-    """The layers as one mapping: the first layer that holds a name decides, then `DEFAULTS`."""
-
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        self.layers = (*layers, Layer(DEFAULTS, "the default", by_user=False))
-
-    def layer(self, name: str) -> Layer | None:
-        return next((layer for layer in self.layers if name in layer.values), None)
-
-    def get(self, name: str) -> Any:
-        layer = self.layer(name)
-        return None if layer is None else layer.values[name]
-
-    def is_given(self, name: str) -> bool:
-        """Whether a layer other than the defaults decides, and not by None."""
-        layer = self.layer(name)
-        return layer is not None and layer is not self.layers[-1] and layer.values[name] is not None
-
-    def by_user(self, name: str) -> bool:
-        layer = self.layer(name)
-        return layer is not None and layer.by_user
-
-    def error(self, name: str, expected: str) -> ValueError:
-        layer = self.layer(name)
-        origin = "" if layer is None else f" ({layer.origin})"
-        return ValueError(f"{name}={self.get(name)!r}{origin}: expected {expected}.")
-
-    def integer(self, name: str, minimum: int, absent: int) -> int:
-        """The value as an int of at least ``minimum``; ``absent`` where it is None."""
-        value = self.get(name)
-        if value is None:
-            return absent
-        number = _as_int(value)
-        if number is None or number < minimum:
-            raise self.error(name, f"an integer of at least {minimum}, or None")
-        return number
-
-    def real(self, name: str, low: float, high: float, expected: str) -> float | None:
-        """The value as a finite float from ``low`` to ``high``, or None."""
-        value = self.get(name)
-        if value is None:
-            return None
-        try:
-            number = math.nan if isinstance(value, (bool, str)) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not (low <= number <= high and math.isfinite(number)):
-            raise self.error(name, expected)
-        return number
-
-    def positive(self, name: str, hint: str = "") -> float:
-        """The value as a finite float above 0; 1.0 where it is None."""
-        expected = f"a number above 0{hint}"
-        value = self.real(name, 0.0, math.inf, expected)
-        if value == 0.0:
-            raise self.error(name, expected)
-        return 1.0 if value is None else value
-
-    def flag(self, name: str) -> bool:
-        value = self.get(name)
-        if not isinstance(value, (bool, np.bool_, NoneType)):
-            raise self.error(name, "True or False")
-        return bool(value)
-
-
-def _as_int(value: Any) -> int | None:
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None
+    def forced(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """By the setting's name, the new tokens before the step at which tokens are forced, and the tokens."""
+        # Forced as the first token only where the prompt is a start token alone, as in encoder-decoders.
+        bos = self.forced_bos_token_id if self.prompt_length == 1 else None
+        return {
+            "forced_bos_token_id": (0, () if bos is None else (bos,)),
+            "forced_eos_token_id": (self.max_new_tokens - 1, self.forced_eos_token_ids),
+        }
 
 
 def check_names(names: Mapping[str, Any], fields: Iterable[str]) -> None:
@@ -190,34 +145,46 @@ def settle(layers: Sequence[Layer], *, prompt_length: int, max_positions: int | 
     Raises:
         ValueError: a value is out of range or not supported, or the lengths leave no room for a new token.
     """
-    merged = _Merged(layers)
+    merged = Merged(layers)
     do_sample = merged.flag("do_sample")
     _refuse(merged, do_sample)
     max_new_tokens = _max_new_tokens(merged, prompt_length, max_positions)
     eos_token_ids = _eos_token_ids(merged)
-    num_return_sequences = merged.integer("num_return_sequences", 1, absent=1)
-    if num_return_sequences > 1 and not do_sample:
-        raise ValueError(
-            f"num_return_sequences={num_return_sequences} with greedy decoding would give the same sequence each "
-            "time; set do_sample=True or num_return_sequences=1."
-        )
-    return Settled(
+    settled = Settled(
         prompt_length=prompt_length,
         max_new_tokens=max_new_tokens,
         min_new_tokens=_min_new_tokens(merged, prompt_length, max_new_tokens),
         do_sample=do_sample,
-        repetition_penalty=merged.positive("repetition_penalty"),
-        num_return_sequences=num_return_sequences,
         eos_token_ids=eos_token_ids,
         pad_token_id=_pad_token_id(merged, eos_token_ids),
         bos_token_id=_first_id(merged, "bos_token_id"),
         forced_bos_token_id=_first_id(merged, "forced_bos_token_id"),
-        forced_eos_token_ids=tuple(dict.fromkeys(_ids(merged, "forced_eos_token_id"))),
+        forced_eos_token_ids=tuple(dict.fromkeys(merged.ids("forced_eos_token_id"))),
         stop_strings=_stop_strings(merged),
         max_time=merged.real("max_time", 0.0, math.inf, "a number of seconds of at least 0, or None"),
-        **_sampling(merged, do_sample),
-        **{name: merged.flag(name) for name in ("return_dict_in_generate", "output_scores", "output_logits")},
+        **beam_settings(merged, do_sample),
+        **logits_settings(merged, eos_token_ids),
+        **sampling_settings(merged, do_sample),
+        return_dict_in_generate=merged.flag("return_dict_in_generate"),
+        output_scores=merged.flag("output_scores"),
+        output_logits=merged.flag("output_logits"),
     )
+    _check_forced(settled)
+    return settled
+
+
+def _check_forced(settled: Settled) -> None:
+    """Raises ValueError where every token that is forced at a step is suppressed there too."""
+    for name, (step, ids) in settled.forced().items():
+        for other in ("suppress_tokens", "begin_suppress_tokens"):
+            suppressed = getattr(settled, other)
+            acts = other == "suppress_tokens" or step == settled.begin_step
+            if ids and acts and set(ids) <= set(suppressed):
+                raise ValueError(
+                    f"{name}={list(ids)} and {other}={list(suppressed)}: what is forced is suppressed too, which "
+                    "leaves no token to choose. Take the ids out of one of them; against an early end set "
+                    "min_new_tokens."
+                )
 
 
 _ACTS = {"sampling": "do_sample=True", "outputs": "return_dict_in_generate=True"}
@@ -227,7 +194,7 @@ def _is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
     return value is None or any((type(value) is not bool and value == n) or value is n for n in neutral)
 
 
-def _refuse(merged: _Merged, do_sample: bool) -> None:
+def _refuse(merged: Merged, do_sample: bool) -> None:
     active = {"always": True, "sampling": do_sample, "outputs": merged.flag("return_dict_in_generate")}
     for name, refusal in NOT_SUPPORTED.items():
         layer = merged.layer(name)
@@ -258,7 +225,7 @@ def _refusal_error(name: str, layer: Layer, refusal: Refusal) -> ValueError:
     )
 
 
-def _max_new_tokens(merged: _Merged, prompt_length: int, max_positions: int | None) -> int:
+def _max_new_tokens(merged: Merged, prompt_length: int, max_positions: int | None) -> int:
     """The rules of Transformers 5.23: ``max_new_tokens`` wins over ``max_length``; with neither, 20 new tokens."""
     max_new_tokens = merged.integer("max_new_tokens", 1, absent=0)
     max_length = merged.integer("max_length", 0, absent=0)
@@ -282,7 +249,7 @@ def _max_new_tokens(merged: _Merged, prompt_length: int, max_positions: int | No
     return max_length - prompt_length
 
 
-def _min_new_tokens(merged: _Merged, prompt_length: int, max_new_tokens: int) -> int:
+def _min_new_tokens(merged: Merged, prompt_length: int, max_new_tokens: int) -> int:
     """``min_new_tokens`` wins over ``min_length``, which counts the prompt's positions too."""
     wanted = merged.integer("min_length", 0, absent=0) - prompt_length
     if merged.get("min_new_tokens") is not None:
@@ -293,55 +260,26 @@ def _min_new_tokens(merged: _Merged, prompt_length: int, max_new_tokens: int) ->
             )
         wanted = merged.integer("min_new_tokens", 0, absent=0)
     if wanted > max_new_tokens:
-        warn_once(
-            f"The minimum of {wanted} new tokens is above the maximum of {max_new_tokens}; generation stops at the "
-            "maximum."
-        )
+        above = f"The minimum of {wanted} new tokens is above the maximum of {max_new_tokens}"
+        name = "min_length" if merged.get("min_new_tokens") is None else "min_new_tokens"
+        is_total = not merged.get("max_new_tokens") and merged.is_given("max_length")
+        # Where one counts the prompt and the other does not, it is the prompt that decides.
+        if merged.by_user(name) and is_total == (name == "min_length"):
+            longer = "max_length" if is_total else "max_new_tokens"
+            raise ValueError(f"{above} ({name}={merged.get(name)!r}): lower {name}, or raise {longer}.")
+        warn_once(f"{above}; generation stops at the maximum.")
     return max(wanted, 0)
 
 
-def _sampling(merged: _Merged, do_sample: bool) -> dict[str, Any]:
-    if not do_sample:
-        for name, silent in SAMPLING_ONLY.items():
-            value = merged.get(name)
-            if value is not None and value != silent and merged.by_user(name):
-                warn_once(f"{name}={value!r} is ignored: it only acts with do_sample=True.")
-        return {}
-    top_p = merged.real("top_p", 0.0, 1.0, "a number from 0 to 1, or None")
-    return {
-        "temperature": merged.positive("temperature", "; for greedy decoding set do_sample=False"),
-        "top_k": merged.integer("top_k", 0, absent=0),
-        "top_p": 1.0 if top_p is None else top_p,
-        "min_p": merged.real("min_p", 0.0, 1.0, "a number from 0 to 1, or None") or 0.0,
-    }
+def _eos_token_ids(merged: Merged) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(merged.ids("eos_token_id")))
 
 
-def _ids(merged: _Merged, name: str) -> list[int]:
-    value = merged.get(name)
-    if value is None:
-        return []
-    try:
-        entries = list(value)
-    except TypeError:
-        entries = [value]
-    ids = [_as_int(entry) for entry in entries]
-    if isinstance(value, str) or any(i is None for i in ids):
-        raise merged.error(name, "a token id or a list of token ids")
-    negative = [i for i in ids if i is not None and i < 0]
-    if negative:
-        warn_once(f"{name}={value!r}: token ids are not negative; {negative} is ignored.")
-    return [i for i in ids if i is not None and i >= 0]
+def _first_id(merged: Merged, name: str) -> int | None:
+    return next(iter(merged.ids(name)), None)
 
 
-def _eos_token_ids(merged: _Merged) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(_ids(merged, "eos_token_id")))
-
-
-def _first_id(merged: _Merged, name: str) -> int | None:
-    return next(iter(_ids(merged, name)), None)
-
-
-def _pad_token_id(merged: _Merged, eos_token_ids: tuple[int, ...]) -> int | None:
+def _pad_token_id(merged: Merged, eos_token_ids: tuple[int, ...]) -> int | None:
     pad_token_id = _first_id(merged, "pad_token_id")
     if pad_token_id is None and eos_token_ids:
         info_once(f"pad_token_id is not set; rows that ended are filled with eos_token_id {eos_token_ids[0]}.")
@@ -349,7 +287,7 @@ def _pad_token_id(merged: _Merged, eos_token_ids: tuple[int, ...]) -> int | None
     return pad_token_id
 
 
-def _stop_strings(merged: _Merged) -> tuple[str, ...]:
+def _stop_strings(merged: Merged) -> tuple[str, ...]:
     value = merged.get("stop_strings")
     if value is None:
         return ()

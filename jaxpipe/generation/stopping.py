@@ -5,6 +5,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -137,6 +138,36 @@ class StopStrings:
                 return index + 1 - prompt_length
             text = text[max(len(text) - self._reach, 0) :]
         return None
+
+
+@dataclass(frozen=True)
+class HostStops:
+    """What ends rows on the host, which reads every token for it.
+
+    Attributes:
+        strings: finds stop strings, or None.
+        criteria: the user's, and time.
+    """
+
+    strings: StopStrings | None
+    criteria: tuple[StoppingCriterion, ...]
+
+    def __bool__(self) -> bool:
+        return self.strings is not None or bool(self.criteria)
+
+    def stopped(self, sequences: np.ndarray, rows: Sequence[np.ndarray], new: int) -> np.ndarray:
+        """Returns which rows end with the last token.
+
+        Args:
+            sequences: (B, prompt + new) as the user sees them.
+            rows: each row's prompt without padding and its new tokens.
+            new: number of new tokens.
+        """
+        done = stopped_by(self.criteria, sequences) if self.criteria else np.zeros(len(rows), bool)
+        if self.strings is not None:
+            for i, row in enumerate(rows):
+                done[i] |= self.strings.first_stop(row.tolist(), len(row) - new, new - 1) is not None
+        return done
 
 
 # Ends every match: no text in UTF-8 holds this byte.

@@ -243,7 +243,7 @@ def test_another_temperature_seed_or_eos_does_not_compile(model: PreTrainedModel
         ({"max_new_tokens": -3}, "max_new_tokens=-3"),
         ({"max_new_token": 3}, "'max_new_token'.*max_new_tokens"),
         ({"max_length": 4}, "max_length"),
-        ({"num_beams": 2}, "num_beams=2"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences=3 is more than num_beams=2"),
         ({"num_return_sequences": 2}, "num_return_sequences=2"),
         ({"do_sample": True, "temperature": 0.0}, "temperature=0.0"),
         ({"do_sample": True, "temperature": float("nan")}, "temperature=nan"),

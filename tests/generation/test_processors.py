@@ -7,35 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpipe.generation.processors import (
-    MinNewTokens,
-    MinP,
-    RepetitionPenalty,
-    StepState,
-    Temperature,
-    TopK,
-    TopP,
-    process,
-    processors_for,
-)
+from jaxpipe.generation.processors import StepState, process, processors_for
+from jaxpipe.generation.processors_history import RepetitionPenalty
+from jaxpipe.generation.processors_tokens import MinNewTokens
 from jaxpipe.generation.settle import Settled
 from jaxpipe.generation.stopping import eos_array
+from jaxpipe.generation.warpers import MinP, Temperature, TopK, TopP
+from tests.generation.histories import VOCAB, assert_same, scores_of
 
-VOCAB = 37
 IDS = np.array([[0, 0, 5, 9, 5, 30], [1, 2, 3, 4, 36, 4], [0, 7, 7, 7, 8, 0]])
 MASK = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1]])
-
-
-def _scores(kind: str) -> np.ndarray:
-    rng = np.random.default_rng(len(kind))
-    scores = rng.normal(0, 3, (3, VOCAB)).astype(np.float32)
-    if kind == "ties":
-        scores = np.round(scores)
-    if kind == "masked":
-        scores[:, ::3] = -np.inf
-    if kind == "flat":
-        scores[:] = 0.5
-    return scores
 
 
 def _state(step: int = 2, spare: int = 3) -> StepState:
@@ -91,13 +72,6 @@ def _ours(settled: Settled, scores: np.ndarray) -> np.ndarray:
     return np.asarray(jax.jit(process)(processors, jnp.asarray(scores), _state()))
 
 
-def _assert_same(ours: np.ndarray, theirs: np.ndarray, in_any_order: bool = False) -> None:
-    if in_any_order:
-        ours, theirs = np.sort(ours), np.sort(theirs)
-    assert (np.isneginf(ours) == np.isneginf(theirs)).all()
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
-
-
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"repetition_penalty": 1.7},
@@ -139,7 +113,7 @@ def test_forced_tokens_equal_the_oracle(step: int) -> None:
     import transformers
 
     settled = Settled(prompt_length=1, max_new_tokens=5, forced_bos_token_id=3, forced_eos_token_ids=(36, 8))
-    scores, ids = _scores("random"), torch.ones((3, 1 + step), dtype=torch.int64)
+    scores, ids = scores_of("random"), torch.ones((3, 1 + step), dtype=torch.int64)
     theirs = torch.tensor(scores)
     for processor in (
         transformers.ForcedBOSTokenLogitsProcessor(3),
@@ -147,7 +121,7 @@ def test_forced_tokens_equal_the_oracle(step: int) -> None:
     ):
         theirs = processor(ids, theirs)
     state = dataclasses.replace(_state(), step=jnp.int32(step))
-    _assert_same(np.asarray(process(processors_for(settled, VOCAB), jnp.asarray(scores), state)), theirs.numpy())
+    assert_same(np.asarray(process(processors_for(settled, VOCAB), jnp.asarray(scores), state)), theirs.numpy())
     longer = dataclasses.replace(settled, prompt_length=2, forced_eos_token_ids=())
     assert processors_for(longer, VOCAB) == ()
 
@@ -162,10 +136,10 @@ def test_a_forced_token_outside_the_vocabulary_is_refused() -> None:
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_processed_scores_equal_the_oracle(settings: dict[str, Any], kind: str) -> None:
     settled = _settled(**settings)
-    scores = _scores(kind)
+    scores = scores_of(kind)
     # torch's sort is not stable: which of several equal tokens at the nucleus's border goes is not defined there.
     undefined = settled.top_p < 1.0 and kind in ("ties", "flat")
-    _assert_same(_ours(settled, scores), _oracle(settled, scores), in_any_order=undefined)
+    assert_same(_ours(settled, scores), _oracle(settled, scores), in_any_order=undefined)
 
 
 @pytest.mark.oracle
@@ -176,7 +150,7 @@ def test_top_p_after_top_k_equals_the_oracle_whatever_the_ties() -> None:
         scores = rng.integers(-2, 3, (3, VOCAB)).astype(np.float32)
         settled = _settled(do_sample=True, top_k=top_k, top_p=top_p)
         ours = np.asarray(run(processors_for(settled, VOCAB), scores, _state()))
-        _assert_same(ours, _oracle(settled, scores), in_any_order=True)
+        assert_same(ours, _oracle(settled, scores), in_any_order=True)
 
 
 def test_order_and_presence_of_processors() -> None:

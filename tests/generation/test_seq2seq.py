@@ -116,7 +116,7 @@ def test_lengths_count_the_decoder_s_tokens(bart: PreTrainedModel) -> None:
         ({"decoder_input_ids": [[1], [2]]}, "decoder_input_ids has 2 rows, but input_ids has 1"),
         ({"decoder_input_ids": [[VOCABULARY]]}, r"decoder_input_ids\[0, 0\] is 97"),
         ({"attention_mask": [[0, 0, 0, 0]]}, "row 0"),
-        ({"num_beams": 4}, "num_beams=4.*not supported yet"),
+        ({"num_beams": 4, "num_return_sequences": 5}, "num_return_sequences=5 is more than num_beams=4"),
         ({"decoder_inputs": 1}, "decoder_inputs"),
     ],
 )
