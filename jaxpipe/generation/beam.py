@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpipe.generation.loop import next_logits, read_prompts
-from jaxpipe.generation.processors import LogitsProcessor, StepState, process
+from jaxpipe.generation.processors import LogitsProcessor, StepState, broken_rows, process
 from jaxpipe.generation.stopping import is_eos
 from jaxpipe.nn.cache import Cache, KVLayer
 from jaxpipe.nn.functional import Functional, Leaves
@@ -113,6 +113,7 @@ class BeamState:
         origins: (B, N, S) int32, as in `Finished`.
         finished: the sequences that ended.
         done: (B,) bool, prompts whose finished sequences stay as they are.
+        broken: (B,) bool, prompts with a beam whose logits were NaN before they were done.
         step: () int32, new tokens so far.
         recorded: name -> (B * N, n, V) float32, of the n new tokens.
     """
@@ -128,6 +129,7 @@ class BeamState:
     origins: Array
     finished: Finished
     done: Array
+    broken: Array
     step: Array
     recorded: dict[str, Array]
 
@@ -175,6 +177,7 @@ def first_beams(
             ended=jnp.zeros((batch, beams), bool),
         ),
         done=idle,
+        broken=jnp.zeros((batch,), bool),
         step=jnp.zeros((), jnp.int32),
         recorded={
             name: jnp.zeros((*logits.shape[:1], recorded, logits.shape[1]), jnp.float32) for name in choice.record
@@ -245,7 +248,9 @@ def propose(logits: Array, state: BeamState, choice: BeamChoice) -> tuple[BeamSt
     if choice.do_sample:
         position = state.position.reshape(state.scores.shape)[:, 0] + 1
         noise = _noise(choice.keys, position, total.shape[1:])
-    return replace(state, recorded=recorded), _candidates(total, noise, choice.candidates)
+    broken = jnp.any(broken_rows(choice.processors, logits).reshape(state.scores.shape), axis=1) & ~state.done
+    state = replace(state, broken=state.broken | broken, recorded=recorded)
+    return state, _candidates(total, noise, choice.candidates)
 
 
 def _noise(keys: Array, position: Array, shape: tuple[int, ...]) -> Array:

@@ -11,7 +11,7 @@ from jaxpipe.common.outputs import ModelOutput
 from jaxpipe.generation.beam import BeamChoice, Beams, BeamState, Candidates
 from jaxpipe.generation.buckets import length_bucket
 from jaxpipe.generation.packing import Packed, place_rows
-from jaxpipe.generation.processors import LogitsProcessor
+from jaxpipe.generation.processors import LogitsProcessor, check_logits
 from jaxpipe.generation.sampling import row_keys
 from jaxpipe.generation.settle import Settled
 from jaxpipe.generation.stopping import HostStops, eos_array
@@ -154,9 +154,14 @@ class BeamRun:
         return stopped
 
     def output(self) -> jax.Array | GenerateBeamOutput:
-        """Joins prompts and the best finished sequences into what `generate` returns."""
+        """Joins prompts and the best finished sequences into what `generate` returns.
+
+        Raises:
+            ValueError: the logits of a prompt were NaN.
+        """
         settled, width, count = self._settled, self.packed.width, self._count
         number = settled.num_return_sequences
+        check_logits(np.asarray(self.state.broken)[:count])
         finished = self.state.finished
         new = slice(width, width + settled.max_new_tokens)
         tokens, origins = (np.asarray(x)[:count, :number, new] for x in (finished.tokens, finished.origins))

@@ -16,6 +16,7 @@ from jaxpipe.generation.config import GenerationConfig, resolve
 from jaxpipe.generation.inputs import Prompts, check_prompts
 from jaxpipe.generation.loop import Choice, DecodeState, make_decode, make_prefill, next_logits, read_prompts
 from jaxpipe.generation.packing import Packed, pack, place_rows
+from jaxpipe.generation.processors import check_logits
 from jaxpipe.generation.processors_user import NOTHING, Given, given_processors, processors_of_call
 from jaxpipe.generation.sampling import row_keys
 from jaxpipe.generation.settle import Settled
@@ -308,7 +309,13 @@ class _Run:
         return new
 
     def output(self, new: np.ndarray) -> jax.Array | GenerateOutput:
-        """Joins prompts and new tokens (B, new) into what `generate` returns."""
+        """Joins prompts and new tokens (B, new) into what `generate` returns.
+
+        Raises:
+            ValueError: the logits of a row were NaN.
+        """
+        copies = self._settled.num_return_sequences
+        check_logits(np.asarray(self.state.broken)[: len(new)].reshape(-1, copies).any(axis=1))
         mesh = self._generator._functional.mesh
         sequences = jax.device_put(np.concatenate([self._prompts.ids, new], axis=1), mesh.devices.flat[0])
         if not self._settled.return_dict_in_generate:

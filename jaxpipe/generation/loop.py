@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxpipe.generation.processors import LogitsProcessor, StepState, process
+from jaxpipe.generation.processors import LogitsProcessor, StepState, broken_rows, process
 from jaxpipe.generation.sampling import greedy, sample
 from jaxpipe.generation.stopping import is_eos
 from jaxpipe.nn.cache import Cache
@@ -52,6 +52,7 @@ class DecodeState:
         position: (B,) int32, its position in its row.
         prompt_lengths: (B,) int32.
         done: (B,) bool, rows that ended.
+        broken: (B,) bool, rows whose logits were NaN before they ended.
         step: () int32, new tokens so far.
         recorded: name -> (B, N, V) float32, of the N new tokens.
     """
@@ -63,6 +64,7 @@ class DecodeState:
     position: Array
     prompt_lengths: Array
     done: Array
+    broken: Array
     step: Array
     recorded: dict[str, Array]
 
@@ -83,6 +85,7 @@ def choose(logits: Array, state: DecodeState, choice: Choice) -> DecodeState:
         current=token,
         position=position,
         done=state.done | is_eos(token, choice.eos_ids),
+        broken=state.broken | (broken_rows(choice.processors, logits) & ~state.done),
         step=state.step + 1,
         recorded={
             name: lax.dynamic_update_slice(state.recorded[name], values[name][:, None], (0, state.step, 0))
@@ -177,6 +180,7 @@ def first_state(
         position=lengths - 1,
         prompt_lengths=lengths,
         done=idle,
+        broken=jnp.zeros((batch,), bool),
         step=jnp.zeros((), jnp.int32),
         recorded={name: jnp.zeros((batch, recorded, logits.shape[-1]), jnp.float32) for name in choice.record},
     )

@@ -173,3 +173,29 @@ def process(processors: Sequence[LogitsProcessor], logits: Array, state: StepSta
     for processor in processors:
         logits = processor(logits, state)
     return logits
+
+
+def broken_rows(processors: Sequence[LogitsProcessor], logits: Array) -> Array:
+    """Returns which rows of logits (R, V) hold NaN, by which no token can be chosen, (R,) bool; none where
+    ``remove_invalid_values`` mends them.
+    """
+    if any(isinstance(processor, RemoveInvalid) for processor in processors):
+        return jnp.zeros(logits.shape[:1], bool)
+    return jnp.isnan(jnp.max(logits, axis=-1))
+
+
+def check_logits(broken: np.ndarray) -> None:
+    """Checks that no prompt's logits were NaN.
+
+    Args:
+        broken: (B,) bool.
+
+    Raises:
+        ValueError: those of a prompt were.
+    """
+    if broken.any():
+        rows = ", ".join(map(str, np.flatnonzero(broken)))
+        raise ValueError(
+            f"The logits of prompt {rows} are NaN: the weights hold NaN, or the computation left the range of its "
+            "dtype. Check the checkpoint, try dtype='float32', or pass remove_invalid_values=True."
+        )

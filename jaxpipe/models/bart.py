@@ -196,22 +196,25 @@ class BartFamilyClassifier(nnx.Module):
     @staticmethod
     def check_inputs(config: BartFamilyConfig, arrays: Mapping[str, np.ndarray]) -> None:
         """Raises ValueError where a row has no end token to classify by, or the decoder reads another length."""
-        ids = arrays["input_ids"]
-        lacking = np.flatnonzero((ids != _eos(config)).all(axis=1))
+        ends = (arrays["input_ids"] == _eos(config)) & (arrays.get("attention_mask", 1) != 0)
+        lacking = np.flatnonzero(~ends.any(axis=1))
         if len(lacking):
             raise ValueError(
                 f"input_ids[{lacking[0]}] has no end token ({config.eos_token_id}), whose state is classified; the "
                 "tokenizer adds it with add_special_tokens=True."
             )
-        given = arrays.get("decoder_input_ids", ids)
-        if given.shape != ids.shape:
-            raise ValueError(f"decoder_input_ids has shape {given.shape}, but input_ids has {ids.shape}.")
+        given = arrays.get("decoder_input_ids", ends)
+        if given.shape != ends.shape:
+            raise ValueError(f"decoder_input_ids has shape {given.shape}, but input_ids has {ends.shape}.")
 
     def __call__(self, input_ids: Array, **inputs: Any) -> Seq2SeqLogitsOutput:
-        """Runs both halves on input_ids (B, T), each row of which holds an end token."""
+        """Runs both halves on input_ids (B, T), each row of which holds an end token that is not masked."""
         out = self.model(input_ids, **inputs)
         columns = jnp.arange(input_ids.shape[1], dtype=jnp.int32)
-        last = jnp.max(jnp.where(input_ids == self.eos, columns, 0), axis=1)  # (B,)
+        ends = input_ids == self.eos
+        if inputs.get("attention_mask") is not None:
+            ends = ends & inputs["attention_mask"].astype(bool)
+        last = jnp.max(jnp.where(ends, columns, 0), axis=1)  # (B,)
         pooled = out.last_hidden_state[jnp.arange(input_ids.shape[0]), last]  # (B, D)
         return with_logits(out, self.classification_head(pooled))
 

@@ -151,21 +151,12 @@ class ZeroShotClassificationPipeline(ChunkPipeline):
 
     def _forward(self, model_inputs: dict[str, Any], **_: Any) -> dict[str, Any]:
         sequences, labels = model_inputs.pop("sequence"), model_inputs.pop("candidate_label")
-        outputs = self.model(**self._without_end_in_padding(model_inputs))
+        outputs = self.model(**model_inputs)
         return {
             "logits": logits_of(self.model, outputs, len(label_names(self.model.config)), _LOADER),
             "sequence": sequences,
             "candidate_label": labels,
         }
-
-    def _without_end_in_padding(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
-        """Keeps padding apart from the end token, at whose last place BART and its kin classify."""
-        config, mask = self.model.config, model_inputs.get("attention_mask")
-        end, pad = getattr(config, "eos_token_id", None), getattr(self.tokenizer, "pad_token_id", None)
-        if mask is None or end is None or end != pad or not getattr(config, "is_encoder_decoder", False):
-            return model_inputs
-        other = 0 if end != 0 else 1
-        return {**model_inputs, "input_ids": np.where(mask == 0, other, model_inputs["input_ids"])}
 
     def postprocess(self, model_outputs: Sequence[Mapping[str, Any]], multi_label: bool = False) -> dict[str, Any]:
         """Returns a text's labels and scores, the highest score first."""

@@ -99,8 +99,15 @@ def test_a_text_without_end_token_is_not_classified() -> None:
     ids[0, 4] = ids[0, 6] = 2
     with pytest.raises(ValueError, match=r"input_ids\[1\] has no end token \(2\)"):
         model(ids)
-    ids[1, 6] = 2  # of two end tokens the last counts
+    ids[1, 6] = 2
+    mask = np.ones_like(ids)
+    mask[:, 5:] = 0
+    with pytest.raises(ValueError, match=r"input_ids\[1\] has no end token"):
+        model(ids, mask)  # padding may be the end token too
     assert model(ids).logits.shape == (2, 3)
+    ids[1, 4] = 2
+    other = np.where(mask, ids, 7)
+    np.testing.assert_allclose(model(ids, mask).logits, model(other, mask).logits, rtol=0, atol=1e-5)
 
 
 def test_float16_residuals_do_not_overflow(tmp_path: Path) -> None:

@@ -181,18 +181,6 @@ def test_positions(tokenizer):
     assert any("item 1" in note for note in caught.value.__notes__)
 
 
-def test_padding_is_no_end_token(tokenizer_of):
-    """A classifier that reads the state of the last end token must not find it in the padding."""
-    model = EntailmentModel(is_encoder_decoder=True)
-    pipe = ZeroShotClassificationPipeline(model, tokenizer_of(pad_token="</s>"))
-    pipe(["the cat", "a dog ate the rat and sat on the mat"], LABELS, batch_size=8)
-    assert not any((ids == 1).any() for ids in model.calls)
-    # Others see the padding that they were given.
-    other = EntailmentModel()
-    ZeroShotClassificationPipeline(other, tokenizer_of(pad_token="</s>"))("the cat", LABELS)
-    assert (other.calls[0] == 1).any()
-
-
 def test_tokenizers_without_pad_token(classify, tokenizer_of):
     pipe = ZeroShotClassificationPipeline(EntailmentModel(), tokenizer_of(pad_token=None))
     assert pipe(TEXTS, LABELS, batch_size=8) == classify(TEXTS, LABELS)
