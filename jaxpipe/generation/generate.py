@@ -314,8 +314,8 @@ class _Run:
         Raises:
             ValueError: the logits of a row were NaN.
         """
-        copies = self._settled.num_return_sequences
-        check_logits(np.asarray(self.state.broken)[: len(new)].reshape(-1, copies).any(axis=1))
+        broken = np.asarray(self.state.broken)[: len(new)]
+        check_logits(np.logical_or.reduce(broken.reshape(-1, self._settled.num_return_sequences), axis=1))
         mesh = self._generator._functional.mesh
         sequences = jax.device_put(np.concatenate([self._prompts.ids, new], axis=1), mesh.devices.flat[0])
         if not self._settled.return_dict_in_generate:

@@ -266,6 +266,9 @@ class Streamer(BaseStreamer):
     def end(self) -> None:
         raise AssertionError("nothing is streamed")
 
+    def __repr__(self) -> str:
+        return "Streamer()"  # the same in every process, as it is part of a test's name
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
