@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import Worker, spread, write
+from shapes import SHAPES
 
 TASKS = ("feature-extraction", "text-classification")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -32,6 +33,12 @@ def best_batch_size(peer: Worker, first: int | None, by_lengths: bool) -> tuple[
     return min(seconds, key=lambda size: seconds[size]), seconds
 
 
+def flop_per_token(shape: dict[str, Any]) -> int:
+    """Returns the operations that the projections of a BERT need for a token, attention's own left out."""
+    width, layers = shape["hidden_size"], shape["num_hidden_layers"]
+    return 2 * layers * (4 * width * width + 2 * width * shape["intermediate_size"])
+
+
 def measure(task: str, settings: dict[str, Any], first: int | None, rounds: int) -> dict[str, Any]:
     """Times one task on both, in turns."""
     share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.45"}
@@ -48,15 +55,21 @@ def measure(task: str, settings: dict[str, Any], first: int | None, rounds: int)
             for name, value in now.items():
                 seconds[name].append(value)
     device_alone = ours.ask(replayed=True)["seconds"]
+    ceiling = Worker("matmul.py", settings, share)
+    flop_per_s = max(ceiling.ask()["flop_per_s"] for _ in range(3))
+    ceiling.close()
     mine = spread(seconds["jaxpipe"])
+    needed = ours.info["tokens"] * flop_per_token(SHAPES[settings["shape"]])
     results: dict[str, Any] = {
         "texts": ours.info["texts"],
         "tokens": ours.info["tokens"],
+        "ceiling_tflop_per_s": round(flop_per_s / 1e12, 3),
         "jaxpipe": {
             "seconds": mine,
             "first_call_s": round(ours.info["first_call_s"], 2),
             "device_alone_s": round(device_alone, 4),
             "device_busy": round(device_alone / mine["median"], 3),
+            "of_ceiling": round(needed / mine["median"] / flop_per_s, 3),
         },
     }
     for order, (size, tried) in sizes.items():
