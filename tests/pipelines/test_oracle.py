@@ -1,11 +1,11 @@
 """The pipelines beside Transformers' own, on tiny random checkpoints: structure, keys, texts and ids equal."""
 
 import copy
-import math
 
 import pytest
 
 from jaxpipe.pipelines import KeyDataset, pipeline
+from tests.pipelines.same import assert_same
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
 
@@ -66,22 +66,6 @@ def pair_of(checkpoints):
         return made[name]
 
     return pair
-
-
-def assert_same(got, wanted, where="result"):
-    assert type(got) is type(wanted), f"{where}: {type(got)} and {type(wanted)}"
-    if isinstance(wanted, dict):
-        assert list(got) == list(wanted), where
-        for key in wanted:
-            assert_same(got[key], wanted[key], f"{where}[{key!r}]")
-    elif isinstance(wanted, list):
-        assert len(got) == len(wanted), where
-        for index, (a, b) in enumerate(zip(got, wanted, strict=True)):
-            assert_same(a, b, f"{where}[{index}]")
-    elif isinstance(wanted, float):
-        assert math.isclose(got, wanted, rel_tol=1e-4, abs_tol=1e-4), f"{where}: {got} and {wanted}"
-    else:
-        assert got == wanted, where
 
 
 FORMS = {

@@ -1,7 +1,7 @@
 """Writes the outputs of Transformers 4.57.6 for text2text-generation, summarization and translation.
 
-    python -m venv /tmp/oracle && /tmp/oracle/bin/pip install transformers==4.57.6 torch safetensors numpy
-    /tmp/oracle/bin/python tests/pipelines/frozen/make_encoder_decoders.py
+    python -m venv .venv-4.57 && .venv-4.57/bin/pip install transformers==4.57.6 torch safetensors numpy
+    .venv-4.57/bin/python tests/pipelines/frozen/make_encoder_decoders.py
 
 It makes the checkpoints of `encoder_decoders` and writes text2text_generation.json, summarization.json and
 translation.json beside this file. A case whose ``oracle_call`` says more than the ``call`` shows a
