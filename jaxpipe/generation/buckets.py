@@ -12,6 +12,10 @@ _FINE_FROM = 512
 _STEPS_PER_DOUBLING = 4
 _CACHE_MINIMUM = 64
 
+# A cache is made at once up to this many slots, and otherwise begins with this much room for new tokens.
+_GROWS_FROM = 1024
+_FIRST_ROOM = 256
+
 
 def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
@@ -49,6 +53,26 @@ def cache_bucket(n: int) -> int:
         ValueError: ``n`` is negative.
     """
     return length_bucket(n, minimum=_CACHE_MINIMUM)
+
+
+def cache_stages(width: int, slots: int) -> tuple[int, ...]:
+    """Returns the lengths that a cache has one after another while it fills.
+
+    A step reads every slot, filled or not, so a long cache begins small and doubles when it is full. Calls that differ
+    in their number of new tokens share the executables of the stages that they have in common, and what ends early
+    compiles no more than it reached.
+
+    Args:
+        width: slots that the prompts take.
+        slots: of the cache that holds all new tokens too, a `cache_bucket`.
+
+    Returns:
+        Ascending lengths; the last is ``slots``.
+    """
+    stages = [min(slots, max(_GROWS_FROM, cache_bucket(width + _FIRST_ROOM)))]
+    while stages[-1] < slots:
+        stages.append(min(2 * stages[-1], slots))
+    return tuple(stages)
 
 
 def batch_bucket(n: int, multiple: int = 1) -> int:

@@ -1,4 +1,6 @@
-"""Scaled dot-product attention: cuDNN's kernel where it applies, XLA elsewhere."""
+"""Scaled dot-product attention: cuDNN's kernel or that of `decode_attention` where they apply, XLA elsewhere."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,8 @@ def attention(
     bias: Array | None = None,
     softcap: float | None = None,
     sinks: Array | None = None,
+    key_scales: Array | None = None,
+    value_scales: Array | None = None,
 ) -> tuple[Array, Array | None]:
     """Attends with H query heads to K key-value heads, H a multiple of K.
 
@@ -34,17 +38,22 @@ def attention(
         bias: (1 or B, H, T, S), added to the scaled scores.
         softcap: scaled scores are brought to ``softcap * tanh(scores / softcap)`` before the bias.
         sinks: (H,), a score of each head that takes part in the softmax and attends to nothing.
+        key_scales, value_scales: (B, S, K), what k and v, in 8 bits, are to be multiplied by.
 
     Returns:
         the outputs (B, T, H, h) in q's dtype, and the probabilities (B, H, T, S) or None.
     """
-    plain = mask is None and bias is None and softcap is None and sinks is None and not weights
+    plain = mask is None and bias is None and softcap is None and sinks is None and key_scales is None and not weights
     if plain and q.shape[1] > 1 and v.shape[-1] == q.shape[-1]:
         out = _cudnn(q, k, v, scale, causal)
         if out is not None:
             return out, None
-    extras = {"bias": bias, "softcap": softcap, "sinks": sinks}
-    return xla_attention(q, k, v, scale=scale, mask=mask, causal=causal, weights=weights, **extras)
+    extras = {"softcap": softcap, "sinks": sinks, "key_scales": key_scales, "value_scales": value_scales}
+    if mask is not None and bias is None and not causal and not weights:
+        out = _few_queries(q, k, v, mask, scale=scale, **extras)
+        if out is not None:
+            return out, None
+    return xla_attention(q, k, v, scale=scale, mask=mask, causal=causal, weights=weights, bias=bias, **extras)
 
 
 def xla_attention(
@@ -59,12 +68,16 @@ def xla_attention(
     bias: Array | None = None,
     softcap: float | None = None,
     sinks: Array | None = None,
+    key_scales: Array | None = None,
+    value_scales: Array | None = None,
 ) -> tuple[Array, Array | None]:
     """The plain form of `attention`, which every other form is tested against."""
     b, t, heads, h = q.shape
     s, kv_heads = k.shape[1:3]
     q = q.reshape(b, t, kv_heads, heads // kv_heads, h)  # (B, T, K, H/K, h)
-    scores = _scores(q, k) * scale  # (B, K, H/K, T, S)
+    scores = _scores(q, k if key_scales is None else k.astype(q.dtype)) * scale  # (B, K, H/K, T, S)
+    if key_scales is not None:
+        scores = scores * over_scores(key_scales)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
@@ -78,9 +91,17 @@ def xla_attention(
         sink = sinks.astype(jnp.float32).reshape(1, kv_heads, -1, 1, 1)
         scores = jnp.concatenate([scores, jnp.broadcast_to(sink, (*scores.shape[:-1], 1))], axis=-1)
     probabilities = jax.nn.softmax(scores, axis=-1)[..., :s]  # (B, K, H/K, T, S)
-    out = _mixed(probabilities.astype(v.dtype), v)  # (B, T, K, H/K, h)
+    weighted = probabilities
+    if value_scales is not None:
+        weighted, v = probabilities * over_scores(value_scales), v.astype(q.dtype)
+    out = _mixed(weighted.astype(v.dtype), v)  # (B, T, K, H/K, h)
     out = out.reshape(b, t, heads, v.shape[-1]).astype(q.dtype)
     return out, probabilities.reshape(b, heads, t, s).astype(q.dtype) if weights else None
+
+
+def over_scores(scales: Array) -> Array:
+    """Brings the scales of keys or values (B, S, K) to float32 scores, (B, K, 1, 1, S)."""
+    return scales.astype(jnp.float32).transpose(0, 2, 1)[:, :, None, None]
 
 
 def _scores(q: Array, k: Array) -> Array:
@@ -104,9 +125,21 @@ def _mixed(probabilities: Array, v: Array) -> Array:
 
 def _heads_first(t: int) -> bool:
     """Whether heads are brought to the front before the products: XLA's CPU backend then takes half the time. One
-    query reads its cache where it lies.
+    query is left to XLA, which then writes its cache in place.
     """
     return t > 1 and platform() == "cpu"
+
+
+def _few_queries(q: Array, k: Array, v: Array, mask: Array, **inputs: Any) -> Array | None:
+    """Runs the kernel for fewer queries than keys; None where it does not apply."""
+    if platform() != "gpu" or q.shape[1] >= k.shape[1]:
+        return None
+    try:  # here, since Pallas takes a while to import and lowers through Triton on a GPU only
+        from jaxpipe.kernels import decode_attention as few
+    except ImportError as error:
+        info_once(f"The decode kernel cannot be had from this version of JAX ({error}); XLA attends instead.")
+        return None
+    return few.decode_attention(q, k, v, mask, **inputs) if few.applies(q, k, v) else None
 
 
 def _cudnn(q: Array, k: Array, v: Array, scale: float, causal: bool) -> Array | None:

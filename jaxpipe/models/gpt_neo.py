@@ -13,7 +13,7 @@ from jaxpipe.models.decoder import classifiers
 from jaxpipe.models.registry import BASE, CAUSAL_LM, Architecture, register
 from jaxpipe.nn.activations import activation
 from jaxpipe.nn.attention import Span, attend
-from jaxpipe.nn.cache import KVLayer
+from jaxpipe.nn.cache import CacheLayer, KVLayer, WindowShape
 from jaxpipe.nn.decoder import CausalLM, run_decoder
 from jaxpipe.nn.embedding import Embedding
 from jaxpipe.nn.init import Init
@@ -92,6 +92,12 @@ class GPTNeoSelfAttention(nnx.Module):
         self.out_proj = HeadsOutProjection(init, *shape, width, bias=True)
         self.window = config.window_size if kind == "local" else None
 
+    @property
+    def cache_shape(self) -> CacheLayer:
+        """Key-value heads and head width of the layer's cache, and its window."""
+        heads, width = self.qkv_proj.groups, self.qkv_proj.head_dim
+        return (heads, width) if self.window is None else WindowShape(heads, width, self.window, width)
+
     def __call__(
         self, x: Array, span: Span, cache: KVLayer | None, weights: bool
     ) -> tuple[Array, KVLayer | None, Array | None]:
@@ -147,10 +153,9 @@ class GPTNeoModel(nnx.Module):
         self.h = nnx.List([GPTNeoBlock(config, init, kind) for kind in config.kinds])
         self.ln_f = LayerNorm(init, config.hidden_size, config.layer_norm_epsilon)
 
-    def cache_layers(self) -> list[tuple[int, int]]:
-        """Key-value heads and head width of each layer's cache."""
-        projections = [block.attn.attention.qkv_proj for block in self.h]
-        return [(projection.groups, projection.head_dim) for projection in projections]
+    def cache_layers(self) -> list[CacheLayer]:
+        """Key-value heads and head width of each layer's cache, and its window where it is local."""
+        return [block.attn.attention.cache_shape for block in self.h]
 
     def __call__(
         self,

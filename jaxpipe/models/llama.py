@@ -157,10 +157,13 @@ class LlamaForCausalLM(nnx.Module):
         """Key-value heads and head width of each layer's cache."""
         return self.model.cache_layers()
 
+    def logits(self, x: Array) -> Array:
+        """Scores (B, T, V) of states x (B, T, D)."""
+        return self.model.embed_tokens.attend(x) if self.lm_head is None else self.lm_head(x)
+
     def __call__(self, input_ids: Array, *, last: Array | None = None, **inputs: Any) -> LogitsOutput:
         """Runs the decoder; `last` (B,) picks the one column of each row whose logits are computed."""
-        head = self.model.embed_tokens.attend if self.lm_head is None else self.lm_head
-        return language_model_output(self.model(input_ids, **inputs), head, last)
+        return language_model_output(self.model(input_ids, **inputs), self.logits, last)
 
 
 register(

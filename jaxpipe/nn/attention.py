@@ -1,12 +1,16 @@
 """Attention over a call's own tokens or over a cache, and which keys each query sees."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxpipe.kernels.attention import attention
+from jaxpipe.kernels.continued import continued_attention
 from jaxpipe.nn.cache import Cache, KVLayer
+from jaxpipe.nn.quantized_cache import QuantizedKVLayer
+from jaxpipe.nn.ring import RingLayer
 
 Array = jax.Array
 
@@ -22,6 +26,8 @@ class Span:
         slot: () int32, the first slot of the cache that the call writes; None without a cache.
         causal: a query sees no key of a later position.
         whole: the keys are the call's own tokens, and none that a query may see is padding.
+        lengths: (B,) int32, tokens of each row that are not padding, where a cache is fresh.
+        in_order: positions are slots, and every slot before the call's own tokens is seen; see `nn.cache.Cache`.
     """
 
     queries: Array
@@ -29,6 +35,8 @@ class Span:
     slot: Array | None
     causal: bool = field(metadata={"static": True})
     whole: bool = field(metadata={"static": True})
+    lengths: Array | None = None
+    in_order: bool = field(default=False, metadata={"static": True})
 
     def mask(self, window: int | None = None) -> Array | None:
         """Returns which keys are seen, (1 or B, T, S), or None where causality alone decides.
@@ -37,7 +45,8 @@ class Span:
             window: a query sees the `window` last positions only, its own among them; where it sees later ones
                 too, no more than as many of them.
         """
-        if self.whole and window is None:
+        # Among the tokens of one call that are no more than the window, it hides nothing.
+        if self.whole and (window is None or self.queries.shape[1] <= window):
             return None
         queries, keys = self.queries[:, :, None], self.keys[:, None, :]  # (B, T, 1), (B, 1, S)
         seen = jnp.broadcast_to(keys >= 0, jnp.broadcast_shapes(queries.shape, keys.shape))
@@ -62,8 +71,16 @@ def causal_span(tokens: int, attention_mask: Array | None, position_ids: Array |
         keys = columns if attention_mask is None else jnp.where(attention_mask.astype(bool), columns, -1)
         return Span(columns, keys, None, causal=True, whole=attention_mask is None)
     assert position_ids is not None  # Cache.enter saw to it
-    keys = position_ids if cache.fresh else cache.positions
-    return Span(position_ids, keys, cache.slot, causal=True, whole=cache.fresh)
+    if cache.in_order:
+        slots = jnp.arange(cache.positions.shape[1], dtype=jnp.int32)[None]
+        queries = cache.slot + jnp.arange(tokens, dtype=jnp.int32)[None]
+        keys = jnp.where(slots < cache.slot + tokens, slots, -1)
+        return Span(queries, keys, cache.slot, causal=True, whole=False, in_order=True)
+    if not cache.fresh:
+        return Span(position_ids, cache.positions, cache.slot, causal=True, whole=False)
+    valid = jnp.ones(position_ids.shape, bool) if attention_mask is None else attention_mask.astype(bool)
+    lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
+    return Span(position_ids, position_ids, cache.slot, causal=True, whole=True, lengths=lengths)
 
 
 def full_span(tokens: int, attention_mask: Array | None) -> Span:
@@ -78,7 +95,7 @@ def attend(
     k: Array,
     v: Array,
     span: Span,
-    cache: KVLayer | None = None,
+    cache: Any = None,
     *,
     scale: float,
     window: int | None = None,
@@ -86,13 +103,13 @@ def attend(
     bias: Array | None = None,
     softcap: float | None = None,
     sinks: Array | None = None,
-) -> tuple[Array, KVLayer | None, Array | None]:
+) -> tuple[Array, Any, Array | None]:
     """Attends with q (B, T, H, h) to k and v (B, T, K, h), or to the cache after they are written into it.
 
     Args:
         q, k, v: of the call's tokens.
         span: which keys are seen, and where the cache is written.
-        cache: of this layer.
+        cache: of this layer, a `KVLayer`, `QuantizedKVLayer` or `RingLayer`.
         scale: of the scores.
         window: see `Span.mask`.
         weights: return the probabilities too.
@@ -102,10 +119,19 @@ def attend(
         the heads' outputs (B, T, H, h), the cache of the layer, and, if `weights`, the
         probabilities (B, H, T, S).
     """
+    scales = None, None
     if cache is not None and span.slot is not None:
-        cache = cache.write(k, v, span.slot)
+        cache = write(cache, k, v, span)
+        if span.in_order and isinstance(cache, KVLayer | QuantizedKVLayer) and not weights:
+            extras = {"bias": bias, "softcap": softcap, "sinks": sinks}
+            extras["key_scales"], extras["value_scales"] = cache.scales
+            out = continued_attention(
+                q, k, v, cache.keys, cache.values, span.slot, scale=scale, window=window, **extras
+            )
+            return out, cache, None
         if not span.whole:
-            k, v = cache.keys, cache.values
+            store, span = readable(cache, span)
+            k, v, scales = store.keys, store.values, store.scales
     out, probabilities = attention(
         q,
         k,
@@ -117,5 +143,24 @@ def attend(
         bias=bias,
         softcap=softcap,
         sinks=sinks,
+        key_scales=scales[0],
+        value_scales=scales[1],
     )
     return out, cache, probabilities
+
+
+def write(cache: Any, k: Array, v: Array, span: Span) -> Any:
+    """Writes the keys and values (B, T, K, h) of a call into the cache of a layer."""
+    assert span.slot is not None
+    if isinstance(cache, RingLayer) and span.whole:
+        assert span.lengths is not None  # the span of a fresh cache
+        return cache.start(k, v, span.lengths)
+    return cache.write(k, v, span.slot)
+
+
+def readable(cache: Any, span: Span) -> tuple[Any, Span]:
+    """Returns the store of a layer after the call's tokens were written into it, and the span of its slots."""
+    if not isinstance(cache, RingLayer):
+        return cache, span
+    assert span.slot is not None
+    return cache.store, replace(span, keys=cache.positions(span.queries, span.slot))

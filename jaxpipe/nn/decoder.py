@@ -147,3 +147,13 @@ class CausalLM(nnx.Module):
     def __call__(self, input_ids: Array, *, last: Array | None = None, **inputs: Any) -> LogitsOutput:
         """Runs the decoder; `last` (B,) picks the one column of each row whose logits are computed."""
         return language_model_output(getattr(self, self.base)(input_ids, **inputs), self.logits, last)
+
+
+def head_scores(module: Any, x: Array) -> Array:
+    """Returns scores (B, T, V) of states x (B, T, D) by the head alone, neither scaled nor capped by an architecture.
+
+    Args:
+        module: a causal language model.
+        x: of any layer.
+    """
+    return CausalLM.logits(module, x) if isinstance(module, CausalLM) else module.logits(x)

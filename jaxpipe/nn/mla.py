@@ -1,6 +1,7 @@
 """Multi-head latent attention: keys and values of all heads are projected from one narrow latent of each token."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,6 @@ from flax import nnx
 
 from jaxpipe.kernels.attention import attention
 from jaxpipe.nn.attention import Span, attend
-from jaxpipe.nn.cache import KVLayer
 from jaxpipe.nn.init import Init
 from jaxpipe.nn.linear import HeadsOutProjection, HeadsProjection, Linear
 from jaxpipe.nn.norms import RMSNorm
@@ -70,8 +70,8 @@ class LatentAttention(nnx.Module):
         return 1, self.shape.rotary, self.shape.kv_rank
 
     def __call__(
-        self, x: Array, span: Span, table: tuple[Array, Array], cache: KVLayer | None, weights: bool
-    ) -> tuple[Array, KVLayer | None, Array | None]:
+        self, x: Array, span: Span, table: tuple[Array, Array], cache: Any, weights: bool
+    ) -> tuple[Array, Any, Array | None]:
         """Attends with x (B, T, D), rotated by the angles of `table`; see `nn.attention.attend`."""
         if self.q_a_proj is None or self.q_a_layernorm is None:
             (q,) = self.queries(x)  # (B, T, H, n + p)
@@ -102,13 +102,24 @@ class LatentAttention(nnx.Module):
         return out, probabilities
 
     def _absorbed(
-        self, plain: Array, turned: Array, cache: KVLayer, span: Span, weights: bool
+        self, plain: Array, turned: Array, cache: Any, span: Span, weights: bool
     ) -> tuple[Array, Array | None]:
         """Attends to the cached latents as they are: what would expand them is applied to queries and outputs."""
         kernel = self.keys_values.kernel[...]  # (R, H, n + v)
         q = jnp.einsum("bthn,rhn->bthr", plain, kernel[..., : self.shape.plain])
-        scores = jnp.einsum("bthp,bskp->bhts", turned, cache.keys, preferred_element_type=jnp.float32) * self.scale
+        keys, (key_scales, value_scales) = cache.keys.astype(turned.dtype), cache.scales
+        scores = jnp.einsum("bthp,bskp->bhts", turned, keys, preferred_element_type=jnp.float32) * self.scale
+        if key_scales is not None:
+            scores = scores * key_scales.astype(jnp.float32)[:, None, None, :, 0]
         out, probabilities = attention(
-            q, cache.values, cache.values, scale=self.scale, mask=span.mask(), weights=weights, bias=scores
+            q,
+            cache.values,
+            cache.values,
+            scale=self.scale,
+            mask=span.mask(),
+            weights=weights,
+            bias=scores,
+            key_scales=value_scales,
+            value_scales=value_scales,
         )  # (B, T, H, R)
         return jnp.einsum("bthr,rhv->bthv", out, kernel[..., self.shape.plain :]), probabilities

@@ -1,7 +1,9 @@
 """Rotary position embedding (Su et al., 2021) and its scaled forms."""
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,6 +236,19 @@ def _positive(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, int | float) and value > 0
 
 
+_input_length: ContextVar[Array | None] = ContextVar("input_length", default=None)
+
+
+@contextlib.contextmanager
+def input_length(length: Array) -> Iterator[None]:
+    """Entered inside a jitted function that calls a model on a part of an input of `length` () tokens."""
+    token = _input_length.set(length)
+    try:
+        yield
+    finally:
+        _input_length.reset(token)
+
+
 @dataclass(frozen=True)
 class Rope:
     """The frequencies of one kind of rotary layer.
@@ -325,12 +340,14 @@ class Rope:
         Args:
             positions: (1 or B, T) int32.
             valid: (B, T), False at padding. Types that depend on the length of the input take it from the
-                batch's last valid position, as the cached keys were rotated when their turn came.
+                batch's last valid position, as the cached keys were rotated when their turn came; a part of an input
+                takes that of the whole, see `input_length`.
         """
         inverse: Any = self.inverse_frequencies
         if self.longest_unscaled is not None:
             last = positions if valid is None else jnp.where(valid.astype(bool), positions, 0)
-            inverse = self.frequencies_at(jnp.max(last) + 1)
+            whole = _input_length.get()
+            inverse = self.frequencies_at(jnp.max(last) + 1 if whole is None else whole)
         angles = positions[..., None].astype(jnp.float32) * inverse
         factor = self.attention_factor
         if factor == 1.0:

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from jaxpipe.nn.attention import Span, attend
-from jaxpipe.nn.cache import KVLayer
+from jaxpipe.nn.cache import CacheLayer, WindowShape
 from jaxpipe.nn.init import Init
 from jaxpipe.nn.layout import Direct
 from jaxpipe.nn.linear import HeadsOutProjection, QKVProjection
@@ -70,13 +70,14 @@ class RotaryAttention(nnx.Module):
         self.sinks = init.param((None,), (heads[0],), Direct("sinks", (heads[0],))) if sinks else None
 
     @property
-    def cache_shape(self) -> tuple[int, int]:
-        """Key-value heads and head width of the layer's cache."""
-        return self.qkv_proj.groups, self.qkv_proj.head_dim
+    def cache_shape(self) -> CacheLayer:
+        """Key-value heads and head width of the layer's cache, and its window."""
+        heads, width = self.qkv_proj.groups, self.qkv_proj.head_dim
+        return (heads, width) if self.window is None else WindowShape(heads, width, self.window, width)
 
     def __call__(
-        self, x: Array, span: Span, table: tuple[Array, Array] | None, cache: KVLayer | None, weights: bool
-    ) -> tuple[Array, KVLayer | None, Array | None]:
+        self, x: Array, span: Span, table: tuple[Array, Array] | None, cache: Any, weights: bool
+    ) -> tuple[Array, Any, Array | None]:
         """Attends with x (B, T, D), rotated by the angles of `table`; see `nn.attention.attend`."""
         q, k, v = self.project(x, table)
         given: dict[str, Any] = {"scale": self.scale, "window": self.window, "softcap": self.softcap}

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxpipe.common.outputs import BaseModelOutput
 from jaxpipe.nn.attention import Span
-from jaxpipe.nn.cache import KVLayer
+from jaxpipe.nn.cache import CacheLayer, KVLayer
 from jaxpipe.nn.decoder import run_decoder
 from jaxpipe.nn.embedding import Embedding
 from jaxpipe.nn.init import Init
@@ -152,8 +152,8 @@ class RotaryDecoder(nnx.Module):
         setattr(self, self.final_norm, norm)
         self.rope = rope
 
-    def cache_layers(self) -> list[tuple[int, int]]:
-        """Key-value heads and head width of each layer's cache."""
+    def cache_layers(self) -> list[CacheLayer]:
+        """The shape of each layer's cache."""
         return [layer.self_attn.cache_shape for layer in self.layers]
 
     def embed(self, input_ids: Array) -> Array:
