@@ -15,10 +15,13 @@ from jaxpipe.checkpoint.resolve import Checkpoint
 from jaxpipe.checkpoint.save import save_weights
 from jaxpipe.common.checks import check_ids
 from jaxpipe.common.compile_cache import use_compile_cache
+from jaxpipe.common.compiler_options import many_rows
 from jaxpipe.common.errors import nearest
 from jaxpipe.common.outputs import ModelOutput
+from jaxpipe.generation.assisted import Assistant
 from jaxpipe.generation.config import GenerationConfig
 from jaxpipe.generation.generate import Generator
+from jaxpipe.generation.outputs import compute_transition_scores
 from jaxpipe.generation.seq2seq import Seq2SeqGenerator
 from jaxpipe.models.config import ModelConfig
 from jaxpipe.models.registry import CAUSAL_LM, SEQ2SEQ_LM
@@ -147,7 +150,7 @@ class PreTrainedModel:
         def forward(leaves: list[jax.Array], inputs: dict[str, jax.Array], states: bool, weights: bool) -> ModelOutput:
             return self._functional.call(leaves, **inputs, output_hidden_states=states, output_attentions=weights)
 
-        return jax.jit(forward, static_argnums=(2, 3))
+        return jax.jit(forward, static_argnums=(2, 3), compiler_options=many_rows(self.device.platform))
 
     def _check_inputs(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Brings inputs to int32 arrays (B, T) and checks every index, since a gather on the device clamps them."""
@@ -209,10 +212,24 @@ class PreTrainedModel:
 
     def generate(self, input_ids: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
         """Generates; see `generation.generate.Generator.generate` for every argument."""
+        assistant = kwargs.get("assistant_model")
+        if assistant is not None:
+            kwargs["assistant_model"] = _assistant(assistant)
         return self._generator.generate(input_ids, attention_mask, defaults=self.generation_config, **kwargs)
+
+    def compute_transition_scores(
+        self, sequences: Any, scores: Any, beam_indices: Any = None, normalize_logits: bool = False
+    ) -> np.ndarray:
+        """Returns the score of each new token of a call of `generate`; see
+        `generation.outputs.compute_transition_scores`.
+        """
+        return compute_transition_scores(sequences, scores, beam_indices, normalize_logits)
 
     def warmup(self, **kwargs: Any) -> dict[str, float]:
         """Compiles generation ahead; see `generation.generate.Generator.warmup`."""
+        assistant = kwargs.get("assistant_model")
+        if assistant is not None:
+            kwargs["assistant_model"] = _assistant(assistant)
         return self._generator.warmup(defaults=self.generation_config, **kwargs)
 
     def save_pretrained(self, save_directory: str | PathLike[str], *, max_shard_size: int | str = "50GB") -> None:
@@ -232,6 +249,20 @@ class PreTrainedModel:
         (directory / "config.json").write_text(self.config.to_json_string())
         if self._generates:
             self.generation_config.save_pretrained(directory)
+
+
+def _assistant(model: Any) -> Assistant:
+    """Makes of a model what `generate` of another takes to propose tokens.
+
+    Raises:
+        TypeError: it is no loaded model, or has no head to generate with.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(
+            f"assistant_model= takes a loaded jaxpipe model, not {type(model).__name__} {model!r}: load it with "
+            "AutoModelForCausalLM.from_pretrained(..., mesh=model.mesh)."
+        )
+    return model._generator.as_assistant(model.generation_config, repr(model.name_or_path or model.class_name))
 
 
 def check_length(tokens: int, config: ModelConfig, name: str = "input_ids") -> None:

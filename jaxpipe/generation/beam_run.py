@@ -1,37 +1,23 @@
 """One call of `generate` with beams: the host's side around the jitted functions of `beam`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxpipe.common.outputs import ModelOutput
-from jaxpipe.generation.beam import BeamChoice, Beams, BeamState, Candidates
+from jaxpipe.generation.beam import BeamChoice, Beams, BeamState
 from jaxpipe.generation.buckets import length_bucket
+from jaxpipe.generation.growth import cache_sizes, grow_beams
+from jaxpipe.generation.outputs import GenerateBeamOutput, output_class
 from jaxpipe.generation.packing import Packed, place_rows
 from jaxpipe.generation.processors import LogitsProcessor, check_logits
 from jaxpipe.generation.sampling import row_keys
 from jaxpipe.generation.settle import Settled
 from jaxpipe.generation.stopping import HostStops, eos_array
 from jaxpipe.nn.functional import Leaves
-
-
-class GenerateBeamOutput(ModelOutput):
-    """Of `generate` with beams and ``return_dict_in_generate``. B prompts have N beams and n returned sequences.
-
-    ``sequences`` (B * n, prompt + new) int32, the best of each prompt first; ``sequences_scores`` (B * n,) float32,
-    sums of log-probabilities divided by the length's power (with ``output_scores``); one (B * N, V) float32 array for
-    each step of ``scores`` (processed log-probabilities) and ``logits`` (as the model gave them); ``beam_indices``
-    (B * n, new) int32, for each new token the row of ``scores`` that it was chosen from, -1 after the end.
-    """
-
-    sequences: jax.Array
-    sequences_scores: np.ndarray | None = None
-    scores: tuple[np.ndarray, ...] | None = None
-    logits: tuple[np.ndarray, ...] | None = None
-    beam_indices: np.ndarray | None = None
 
 
 def beam_choice(settled: Settled, vocab_size: int, slots: int, processors: tuple[LogitsProcessor, ...]) -> BeamChoice:
@@ -72,8 +58,9 @@ def beam_choice(settled: Settled, vocab_size: int, slots: int, processors: tuple
         stop_when_full=np.bool_(settled.early_stopping is True),
         hopeful=np.bool_(settled.early_stopping == "never" and settled.length_penalty > 0),
         do_sample=settled.do_sample,
-        beams=settled.num_beams,
-        candidates=each * settled.num_beams,
+        beams=settled.group_beams,
+        candidates=each * settled.group_beams,
+        groups=settled.num_beam_groups,
         record=tuple(name for name in ("scores", "logits") if returned and getattr(settled, f"output_{name}")),
     )
 
@@ -115,18 +102,42 @@ class BeamRun:
             self._choice = replace(self._choice, keys=place_rows(keys, mesh))
         recorded = length_bucket(settled.max_new_tokens) if self._choice.record else 0
         self.state: BeamState
-        self.found: Candidates
-        self.state, self.found = beams.prefill(leaves, *packed.arrays, self._choice, packed.slots, recorded)
+        self.found: Any  # `Candidates`, or what a run of another kind chooses from
+        self._sizes, layout = cache_sizes(packed, settled)
+        self.state, self.found = beams.prefill(leaves, *packed.arrays, self._choice, self._sizes[0], recorded, layout)
 
-    def compile(self) -> None:
-        """Compiles the decode by running it with the first token as the last."""
+    def compile(self) -> Iterator[int]:
+        """Compiles the decode for every length that the cache may have, by running it with the first token as the last;
+        yields the lengths.
+        """
         self._choice = replace(self._choice, max_new_tokens=np.int32(1))
-        self.to_end()
-        jax.block_until_ready(self.state)
+        for slots in self._sizes:
+            self._advance_to_end(slots)
+            jax.block_until_ready(self.state)
+            yield slots
 
     def to_end(self) -> None:
-        """Decodes all tokens in one dispatch."""
-        self.state = self._beams.decode(self._leaves, self.state, self.found, self._choice)
+        """Decodes all tokens in one dispatch, or in one for each length of a growing cache."""
+        for slots in self._sizes:
+            if slots > self._sizes[0] and np.asarray(self.state.done).all():
+                return
+            self._advance_to_end(slots)
+
+    def _advance_to_end(self, slots: int) -> None:
+        """Decodes in a cache of that length until all prompts are done or it is full."""
+        if slots == self._sizes[0]:
+            self.state = self._beams.decode(self._leaves, self.state, self.found, self._choice)
+        else:
+            self._grow(slots)
+            self.state = self._beams.resume(self._leaves, self.state, self._choice)
+
+    def _grow(self, slots: int) -> None:
+        if self.state.tokens.shape[1] < slots:
+            self.state = grow_beams(self.state, slots, int(self._choice.pad_id))
+
+    def _grow_for_next(self) -> None:
+        needed = self.packed.width + int(self.state.step) + 1
+        self._grow(next(slots for slots in self._sizes if slots >= needed))
 
     def step_by_step(self, stops: HostStops) -> None:
         """Decodes with the host reading every candidate."""
@@ -134,24 +145,21 @@ class BeamRun:
             self.state = self._beams.select(self.state, self.found, self._stopped(stops), self._choice)
             if np.asarray(self.state.done).all():
                 return
+            self._grow_for_next()
             self.state, self.found = self._beams.advance(self._leaves, self.state, self._choice)
 
     def _stopped(self, stops: HostStops) -> np.ndarray:
-        """Which candidates end on the host, (rows, C) bool; asked with one sequence for each candidate."""
-        prompts, width, count = self.packed.prompts, self.packed.width, self._count
-        new = int(self.state.step) + 1
-        tokens, parents = (np.asarray(x)[:count] for x in (self.found.tokens, self.found.beams))  # (B, C)
-        before = np.asarray(self.state.tokens)[:, width : width + new - 1].reshape(
-            self.packed.rows, self._settled.num_beams, new - 1
-        )
-        ids = np.concatenate([before[np.arange(count)[:, None], parents], tokens[:, :, None]], axis=2)  # (B, C, new)
-        candidates = tokens.shape[1]
-        answers = ids.reshape(count * candidates, new)
-        sequences = np.concatenate([np.repeat(prompts.ids, candidates, axis=0), answers], axis=1)
-        rows = [np.concatenate([row, answer]) for row, own in zip(prompts.rows, ids, strict=True) for answer in own]
-        stopped = np.zeros((self.packed.rows, candidates), bool)
-        stopped[:count] = stops.stopped(sequences, rows, new).reshape(count, candidates)
+        """Which candidates end on the host, (rows, C) bool."""
+        tokens, parents = (np.asarray(x)[: self._count] for x in (self.found.tokens, self.found.beams))  # (B, C)
+        stopped = np.zeros((self.packed.rows, tokens.shape[1]), bool)
+        stopped[: self._count] = stopped_candidates(stops, self.packed, self._answers(), tokens, parents)
         return stopped
+
+    def _answers(self) -> np.ndarray:
+        """The new tokens of each prompt's beams, (B, N, new)."""
+        new = slice(self.packed.width, self.packed.width + int(self.state.step))
+        tokens = np.asarray(self.state.tokens)[:, new]
+        return tokens.reshape(self.packed.rows, self._settled.num_beams, tokens.shape[1])[: self._count]
 
     def output(self) -> jax.Array | GenerateBeamOutput:
         """Joins prompts and the best finished sequences into what `generate` returns.
@@ -159,22 +167,64 @@ class BeamRun:
         Raises:
             ValueError: the logits of a prompt were NaN.
         """
-        settled, width, count = self._settled, self.packed.width, self._count
-        number = settled.num_return_sequences
-        check_logits(np.asarray(self.state.broken)[:count])
-        finished = self.state.finished
-        new = slice(width, width + settled.max_new_tokens)
-        tokens, origins = (np.asarray(x)[:count, :number, new] for x in (finished.tokens, finished.origins))
+        settled, count, number = self._settled, self._count, self._settled.num_return_sequences
+        broken = np.asarray(self.state.broken).reshape(self.packed.rows, -1)[:count]
+        check_logits(np.logical_or.reduce(broken, axis=1))
+        tokens, origins, all_scores = self._best()
         longest = int((origins >= 0).sum(axis=2).max())
         tokens, origins = (x[:, :, :longest].reshape(count * number, longest) for x in (tokens, origins))
         ids = np.concatenate([np.repeat(self.packed.prompts.ids, number, axis=0), tokens], axis=1)
         sequences = jax.device_put(ids, self._mesh.devices.flat[0])
         if not settled.return_dict_in_generate:
             return sequences
-        steps, rows = int(self.state.step), count * settled.num_beams
+        steps, rows = self._steps(), count * settled.num_beams
         recorded = {
             name: tuple(np.asarray(values)[:rows, i] for i in range(steps))
             for name, values in self.state.recorded.items()
         }
-        scores = np.asarray(finished.scores)[:count, :number].reshape(-1) if settled.output_scores else None
-        return GenerateBeamOutput(sequences=sequences, sequences_scores=scores, beam_indices=origins, **recorded)
+        scores = all_scores.reshape(-1) if settled.output_scores else None
+        made = output_class(beams=True, encoder_decoder=self.packed.prompts.source_rows() is not None)
+        return made(sequences=sequences, sequences_scores=scores, beam_indices=origins, **recorded)
+
+    def _steps(self) -> int:
+        """Steps that were recorded."""
+        return int(self.state.step)
+
+    def _best(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each prompt's n returned sequences the new tokens and origins (B, n, new), and the scores (B, n)."""
+        settled, finished = self._settled, self.state.finished
+        new = slice(self.packed.width, self.packed.width + settled.max_new_tokens)
+        parts = (np.asarray(finished.tokens)[:, :, new], np.asarray(finished.origins)[:, :, new], finished.scores)
+        tokens, origins, scores = (
+            np.asarray(x).reshape(self.packed.rows, settled.num_beams, *x.shape[2:])[: self._count] for x in parts
+        )
+        best = np.broadcast_to(np.arange(settled.num_beams), scores.shape)
+        if settled.num_beam_groups > 1:
+            # Each group's come the best first; among equals of different groups, that of the later group.
+            best = np.argsort(scores, axis=1, kind="stable")[:, ::-1]
+        rows, best = np.arange(self._count)[:, None], best[:, : settled.num_return_sequences]
+        return tokens[rows, best], origins[rows, best], scores[rows, best]
+
+
+def stopped_candidates(
+    stops: HostStops, packed: Packed, answers: np.ndarray, tokens: np.ndarray, parents: np.ndarray
+) -> np.ndarray:
+    """Asks the host which candidates end, with one sequence for each.
+
+    Args:
+        stops: what ends sequences on the host.
+        packed: the prompts, B of them.
+        answers: (B, N, new) int, the new tokens of the beams.
+        tokens: (B, C) int, of the candidates.
+        parents: (B, C) int, the beams that they continue.
+
+    Returns:
+        (B, C) bool.
+    """
+    prompts, (count, candidates) = packed.prompts, tokens.shape
+    before = answers[np.arange(count)[:, None], parents]
+    ids = np.concatenate([before, tokens[:, :, None]], axis=2)  # (B, C, new + 1)
+    new = ids.shape[2]
+    sequences = np.concatenate([np.repeat(prompts.ids, candidates, axis=0), ids.reshape(-1, new)], axis=1)
+    rows = [np.concatenate([row, answer]) for row, own in zip(prompts.rows, ids, strict=True) for answer in own]
+    return stops.stopped(sequences, rows, new).reshape(count, candidates)

@@ -268,7 +268,7 @@ class GenerationConfig:
         bias = values.get("sequence_bias")
         if isinstance(bias, Mapping):  # the keys are tuples, which JSON does not have
             values = {**values, "sequence_bias": [[list(ids), value] for ids, value in bias.items()]}
-        return json.dumps(values, indent=2, sort_keys=True, default=str) + "\n"
+        return json.dumps(values, indent=2, sort_keys=True, default=_as_json) + "\n"
 
     def __getattr__(self, name: str) -> Any:
         entries = self.__dict__.get("_entries", {})
@@ -289,6 +289,11 @@ class GenerationConfig:
 
     def __repr__(self) -> str:
         return f"GenerationConfig {self._json(self.to_diff_dict())}"
+
+
+def _as_json(value: Any) -> Any:
+    """What a setting that JSON does not know is written as; a watermark's config as its entries."""
+    return value.to_dict() if hasattr(value, "to_dict") else str(value)
 
 
 FIELDS = frozenset(name for name in GenerationConfig.__annotations__ if not name.startswith("_"))

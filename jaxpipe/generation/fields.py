@@ -23,6 +23,8 @@ DEFAULTS: Mapping[str, Any] = {
     "return_dict_in_generate": False,
     "output_scores": False,
     "output_logits": False,
+    "output_hidden_states": False,
+    "output_attentions": False,
 }
 """Values that hold where neither the call nor the model's generation_config.json sets one (Transformers 5.23)."""
 
@@ -52,6 +54,22 @@ SUPPORTED = frozenset(DEFAULTS) | {
     "forced_bos_token_id",
     "forced_eos_token_id",
     "decoder_start_token_id",
+    "watermarking_config",
+    "num_beam_groups",
+    "diversity_penalty",
+    "constraints",
+    "force_words_ids",
+    "cache_implementation",
+    "cache_config",
+    "penalty_alpha",
+    "dola_layers",
+    "guidance_scale",
+    "prompt_lookup_num_tokens",
+    "prefill_chunk_size",
+    "max_matching_ngram_size",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "assistant_confidence_threshold",
 }
 """Settings that generation follows."""
 
@@ -71,48 +89,30 @@ class Refusal:
 
 
 NOT_SUPPORTED: Mapping[str, Refusal] = {
-    "num_beam_groups": Refusal((1,)),
-    "diversity_penalty": Refusal((0.0,)),
-    "penalty_alpha": Refusal((0.0,)),
-    "dola_layers": Refusal(),
-    "constraints": Refusal(),
-    "force_words_ids": Refusal(),
     "use_mtp": Refusal((False,)),
-    "cache_implementation": Refusal((None, "static", "dynamic", "hybrid", "hybrid_chunked", "sliding_window")),
     "token_healing": Refusal((False,)),
-    "guidance_scale": Refusal((1.0,)),
-    "watermarking_config": Refusal(),
-    "output_attentions": Refusal((False,), when="outputs"),
-    "output_hidden_states": Refusal((False,), when="outputs"),
     "is_assistant": Refusal((False,)),
-    "prompt_lookup_num_tokens": Refusal(),
     "assistant_early_exit": Refusal(),
     "assistant_ensemble_weight": Refusal(),
     "speculation_type": Refusal(),
-    "prefill_chunk_size": Refusal(),
     "continuous_batching_config": Refusal(),
 }
 """Settings that would change the answer and are refused unless neutral."""
 
-_NO_ASSISTANT = "it only acts in assisted generation"
+_NO_ASSISTANT = "an assistant's tokens are those of the model"
 _COMPILED = "the loop is always compiled, with a static cache of bucketed length"
 
 WITHOUT_EFFECT: Mapping[str, str] = {
-    "low_memory": "all beams run at once",
-    "num_assistant_tokens": _NO_ASSISTANT,
-    "num_assistant_tokens_schedule": _NO_ASSISTANT,
-    "assistant_confidence_threshold": _NO_ASSISTANT,
-    "max_matching_ngram_size": _NO_ASSISTANT,
+    "low_memory": "all beams, or candidates, run at once",
     "assistant_lookbehind": _NO_ASSISTANT,
     "target_lookbehind": _NO_ASSISTANT,
-    "cache_config": _COMPILED,
     "max_cache_len": _COMPILED,
     "compile_config": _COMPILED,
     "disable_compile": _COMPILED,
 }
 """Settings that are accepted and cannot change the answer, each with the reason."""
 
-BEAMS_ONLY = ("early_stopping", "length_penalty")
+BEAMS_ONLY = ("early_stopping", "length_penalty", "diversity_penalty")
 """Settings that only act with ``num_beams`` above 1."""
 
 SAMPLING_ONLY: Mapping[str, Any] = {
@@ -139,17 +139,18 @@ GENERATE_ARGUMENTS = (
     "seed",
     "item_indices",
     "decoder_input_ids",
+    "negative_prompt_ids",
+    "negative_prompt_attention_mask",
+    "assistant_model",
+    "assistant_tokenizer",
+    "past_key_values",
+    "prefix_cache",
 )
 """Arguments of ``generate`` that are not settings."""
 
 NOT_SUPPORTED_ARGUMENTS = (
-    "assistant_model",
-    "assistant_tokenizer",
-    "negative_prompt_ids",
-    "negative_prompt_attention_mask",
     "custom_generate",
     "synced_gpus",
     "inputs_embeds",
-    "past_key_values",
 )
 """Arguments of Transformers' ``generate`` that are refused unless they are None or False."""

@@ -7,34 +7,37 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpipe.common.outputs import ModelOutput
 from jaxpipe.common.random import next_seed
-from jaxpipe.generation.beam import make_beams
-from jaxpipe.generation.beam_run import BeamRun, GenerateBeamOutput
+from jaxpipe.generation.assisted import Assistant
+from jaxpipe.generation.beam_run import BeamRun
 from jaxpipe.generation.buckets import batch_bucket, cache_bucket, length_bucket
+from jaxpipe.generation.chunked import Reader
 from jaxpipe.generation.config import GenerationConfig, resolve
+from jaxpipe.generation.continuing import Continuation
+from jaxpipe.generation.filled import Filled, begin
+from jaxpipe.generation.growth import cache_sizes, grow
+from jaxpipe.generation.guidance import NEGATIVE_PROMPTS, guide
 from jaxpipe.generation.inputs import Prompts, check_prompts
-from jaxpipe.generation.loop import Choice, DecodeState, make_decode, make_prefill, next_logits, read_prompts
+from jaxpipe.generation.kept import LastConversation, PastKeyValues
+from jaxpipe.generation.loop import Choice, DecodeState, next_logits, read_prompts
+from jaxpipe.generation.outputs import GenerateOutput, output_class
 from jaxpipe.generation.packing import Packed, pack, place_rows
+from jaxpipe.generation.prefix_cache import PrefixCache
 from jaxpipe.generation.processors import check_logits
-from jaxpipe.generation.processors_user import NOTHING, Given, given_processors, processors_of_call
+from jaxpipe.generation.processors_user import NOTHING, Given, given_processors, processors_of_call, user_processors
+from jaxpipe.generation.recording import make_recording, recorder_of
 from jaxpipe.generation.sampling import row_keys
+from jaxpipe.generation.searches import search_of
 from jaxpipe.generation.settle import Settled
+from jaxpipe.generation.speculative_checks import check_speculation
+from jaxpipe.generation.speculative_run import Speculation, Speculator, make_speculation
 from jaxpipe.generation.stopping import HostStops, MaxTime, StoppingCriterion, StopStrings, eos_array
+from jaxpipe.generation.strategies import Strategies, contrast_of
 from jaxpipe.generation.streamers import BaseStreamer
 from jaxpipe.models.config import ModelConfig
+from jaxpipe.nn.cache import CacheLayout
 from jaxpipe.nn.functional import Functional, Leaves
 from jaxpipe.sharding.mesh import data_degree, use_mesh
-
-
-class GenerateOutput(ModelOutput):
-    """Of `generate` with ``return_dict_in_generate``: ``sequences`` (B, prompt + new) int32, and one (B, V)
-    float32 array for each new token of ``scores`` (processed) and ``logits`` (as the model gave them).
-    """
-
-    sequences: jax.Array
-    scores: tuple[np.ndarray, ...] | None = None
-    logits: tuple[np.ndarray, ...] | None = None
 
 
 class Generator:
@@ -57,9 +60,12 @@ class Generator:
         forward: Callable[..., Any] = next_logits,
     ):
         self._functional, self._leaves, self._config = functional, leaves, config
-        self.prefill = make_prefill(functional, read)
-        self.decode = make_decode(functional, forward)
-        self.beams = make_beams(functional, read, forward)
+        self.strategies = Strategies(functional, leaves, config, read, forward)
+        self._recording = make_recording(functional, read, forward)
+        self._calls = read, forward
+        self.reader: Reader | None = Reader(functional, leaves, config)
+        self._speculations: dict[int, Speculation] = {}
+        self.prefill, self.decode, self.beams = self.strategies.plain[:3]
 
     def generate(
         self,
@@ -73,10 +79,14 @@ class Generator:
         stopping_criteria: Sequence[StoppingCriterion] | None = None,
         logits_processor: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
         prefix_allowed_tokens_fn: Callable[[int, np.ndarray], Any] | None = None,
+        assistant_model: Assistant | None = None,
+        assistant_tokenizer: Any = None,
         seed: int | None = None,
         item_indices: Sequence[int] | None = None,
+        past_key_values: PastKeyValues | LastConversation | None = None,
+        prefix_cache: PrefixCache | None = None,
         **kwargs: Any,
-    ) -> jax.Array | GenerateOutput | GenerateBeamOutput:
+    ) -> jax.Array | GenerateOutput:
         """Continues prompts.
 
         Args:
@@ -91,23 +101,35 @@ class Generator:
                 traced once; the tokens so far end at the last column, and before them stands V, which is no token.
             prefix_allowed_tokens_fn: ``(batch_id, input_ids) -> token ids`` that may come next, asked on the host
                 for each row in each step, with the row's tokens so far as numpy ints without padding.
+            assistant_model: proposes tokens, of which as many are kept as the model itself would choose; a loaded
+                model in `PreTrainedModel.generate`.
+            assistant_tokenizer: shows, with ``tokenizer``, that vocabularies of different sizes are one.
             seed: fixes what is drawn; None draws afresh, see `set_seed`.
             item_indices: (B,) indices of the rows in the user's whole input, which the draws depend on;
                 0 to B - 1 if None.
-            kwargs: settings of `GenerationConfig`.
+            past_key_values: what an earlier call returned as such; ``input_ids`` begin with the tokens that it holds,
+                and the rest alone is read.
+            prefix_cache: where beginnings of prompts are looked up and stored.
+            kwargs: settings of `GenerationConfig`; with ``guidance_scale`` also ``negative_prompt_ids`` (B, N) ints,
+                each prompt's last token if None, and ``negative_prompt_attention_mask`` (B, N).
 
         Returns:
-            (B, T + new) int32, rows that ended filled with the pad token; or a `GenerateOutput`, with beams a
-            `GenerateBeamOutput`.
+            (B, T + new) int32, rows that ended filled with the pad token; or one of the classes of `outputs`.
 
         Raises:
             ValueError: an argument is unknown, out of range, or asks for what is not supported.
         """
+        negative_ids, negative_mask = (kwargs.pop(name, None) for name in NEGATIVE_PROMPTS)
         prompts = self.prompts(input_ids, attention_mask, defaults, generation_config, kwargs)
         max_positions = getattr(self._config, "max_position_embeddings", None)
         settled = resolve(
             generation_config, defaults, kwargs, prompt_length=prompts.ids.shape[1], max_positions=max_positions
         )
+        prompts = guide(prompts, negative_ids, negative_mask, self._config.limits(), settled)
+        self.strategies.check(settled, prompts)
+        speculative = self._speculates(settled, prompts, assistant_model, (tokenizer, assistant_tokenizer))
+        recorder = recorder_of(self._recording, self._config, settled, self._leaves, alone=not speculative)
+        engine: Generator = self if recorder is None else recorder.engine(self)
         prompts.check_room(settled.max_new_tokens, self._config.longest_input(), self._config.model_type)
         if streamer is not None:
             _check_streamed(len(prompts.rows), settled)
@@ -118,21 +140,53 @@ class Generator:
         items = prompts.item_indices(item_indices)
         choice_seed = seed if seed is not None else next_seed()
         stops = HostStops(strings, criteria)
+        plain = recorder is None and not speculative
+        held = self._continuation(settled, past_key_values, prefix_cache, plain=plain)
+        prompts = held.prompts(prompts)
         with use_mesh(self._functional.mesh), given_processors(logits_processor, prefix_allowed_tokens_fn) as given:
             if settled.num_beams > 1:
-                search = self._search(prompts, settled, items, choice_seed, given)
-                search.step_by_step(stops) if stops else search.to_end()
-                return search.output()
-            run = _Run(self, prompts.repeated(settled.num_return_sequences), settled, items, choice_seed, given)
-            new = run.to_end() if streamer is None and not stops else run.step_by_step(streamer, stops)
-        return run.output(new)
+                search = engine._search(prompts, settled, items, choice_seed, given)
+                search.step_by_step(stops) if stops or recorder else search.to_end()
+                output = held.keep_prompts(search.output(), search, prompts)
+                return output if recorder is None else recorder.fill(output, prompts)
+            rows = prompts.repeated(settled.num_return_sequences)
+            if speculative:
+                run = _SpeculativeRun(self, rows, settled, items, choice_seed, given, assistant=assistant_model)
+            else:
+                run = _Run(engine, rows, settled, items, choice_seed, given)
+            at_once = streamer is None and not stops and recorder is None
+            new = run.to_end() if at_once else run.step_by_step(streamer, stops)
+        output = held.keep(run.output(new), run, rows)
+        return output if recorder is None else recorder.fill(output, prompts)
+
+    def _continuation(self, settled: Settled, past: Any = None, prefixes: Any = None, *, plain: bool) -> Continuation:
+        plain = plain and self.strategies.of(settled) is self.strategies.plain
+        return Continuation(self.reader, self._config.model_type, settled, past, prefixes, plain=plain)
+
+    def _speculates(
+        self, settled: Settled, prompts: Prompts, assistant: Assistant | None, tokenizers: tuple[Any, Any]
+    ) -> bool:
+        model = self._functional, self._leaves, self._config
+        return check_speculation(settled, prompts, *model, assistant, tokenizers)
+
+    def as_assistant(self, defaults: GenerationConfig, name: str) -> Assistant:
+        """Returns what `generate` of another model takes as ``assistant_model``."""
+        return Assistant(self._functional, self._leaves, self._config, *self._calls, defaults, name)
+
+    def speculator(self, settled: Settled, assistant: Assistant | None) -> Speculator:
+        """Returns the speculative decoding of one call, with an assistant or by prompt lookup."""
+        key = 0 if assistant is None else id(assistant.functional)  # which the functions hold, so that it stays its own
+        if key not in self._speculations:
+            own = None if assistant is None else assistant._replace(leaves=[])
+            vocab_size = self._config.vocab_size
+            self._speculations[key] = make_speculation(self._functional, self._calls[1], own, vocab_size)
+        return Speculator(self._speculations[key], self._leaves, assistant, settled)
 
     def _search(
         self, prompts: Prompts, settled: Settled, items: Sequence[int], seed: int, given: Given = NOTHING
     ) -> BeamRun:
         packed = self.pack(prompts, settled.max_new_tokens)
-        return BeamRun(
-            self.beams,
+        return search_of(self.strategies.of(settled), settled)(
             self._leaves,
             packed,
             settled,
@@ -144,7 +198,11 @@ class Generator:
         )
 
     def pack(self, prompts: Prompts, max_new_tokens: int) -> Packed:
-        """Pads prompts to their buckets, and places them."""
+        """Pads prompts to their buckets, and places them; reads those that are read in parts."""
+        if prompts.reading is not None and self.reader is not None:
+            packed = self.reader.pack(prompts, max_new_tokens, prompts.reading)
+            if packed is not None:
+                return packed
         mesh = self._functional.mesh
         rows, width = batch_bucket(len(prompts.rows), data_degree(mesh)), self.width(prompts)
         slots = cache_bucket(width + max_new_tokens)
@@ -167,11 +225,11 @@ class Generator:
 
     def inputs(self, prompts: Prompts, rows: int) -> tuple[np.ndarray, ...]:
         """What the prefill takes beside the prompts, padded to a number of rows."""
-        return ()
+        return prompts.inputs(rows, self.width(prompts))
 
     def width(self, prompts: Prompts) -> int:
         """Tokens to which the prompts are padded."""
-        return length_bucket(max(map(len, prompts.rows)))
+        return length_bucket(prompts.longest())
 
     def warmup(
         self,
@@ -180,6 +238,7 @@ class Generator:
         batch_sizes: Sequence[int] = (1,),
         prompt_lengths: Sequence[int] = (128,),
         max_new_tokens: int = 256,
+        assistant_model: Assistant | None = None,
         **kwargs: Any,
     ) -> dict[str, float]:
         """Compiles what generation from such prompts runs, before the first request.
@@ -189,6 +248,7 @@ class Generator:
             batch_sizes: numbers of rows.
             prompt_lengths: in tokens.
             max_new_tokens: of the calls to come; the cache's bucket depends on it.
+            assistant_model: of the calls to come.
             kwargs: further settings, such as ``do_sample``.
 
         Returns:
@@ -200,23 +260,34 @@ class Generator:
                 prompts = self.blank_prompts(batch, length, defaults)
                 settings = {**kwargs, "max_new_tokens": max_new_tokens}
                 settled = resolve(None, defaults, settings, prompt_length=prompts.ids.shape[1])
+                prompts = guide(prompts, None, None, self._config.limits(), settled)
+                self.strategies.check(settled, prompts)
+                speculative = self._speculates(settled, prompts, assistant_model, (None, None))
+                prompts = self._continuation(settled, plain=not speculative).prompts(prompts)
                 with use_mesh(self._functional.mesh):
                     start = time.perf_counter()
                     if settled.num_beams > 1:
                         run = self._search(prompts, settled, range(batch), 0)
                     else:
-                        run = _Run(self, prompts.repeated(settled.num_return_sequences), settled, range(batch), 0)
+                        rows, items = prompts.repeated(settled.num_return_sequences), range(batch)
+                        if speculative:
+                            run = _SpeculativeRun(self, rows, settled, items, 0, assistant=assistant_model)
+                        else:
+                            run = _Run(self, rows, settled, items, 0)
                     jax.block_until_ready(run.state)
                     middle = time.perf_counter()
-                    run.compile()
-                    end = time.perf_counter()
-                seconds[f"prefill {run.packed.rows}x{length_bucket(length)}"] = middle - start
-                seconds[f"decode {run.packed.rows}x{run.packed.slots}"] = end - middle
+                    seconds[f"prefill {run.packed.rows}x{length_bucket(length)}"] = middle - start
+                    for slots in run.compile():
+                        end = time.perf_counter()
+                        seconds[f"decode {run.packed.rows}x{slots}"] = end - middle
+                        middle = end
         return seconds
 
 
 class _Run:
     """One call of `generate`: prefilled when made, then decoded to the end or step by step."""
+
+    _ahead = 0  # tokens that a step writes beyond those that are kept
 
     def __init__(
         self,
@@ -228,7 +299,7 @@ class _Run:
         given: Given = NOTHING,
     ):
         self._generator, self._prompts, self._settled = generator, prompts, settled
-        self.packed = generator.pack(prompts, settled.max_new_tokens)
+        self.packed = self._pack(given)
         record = tuple(name for name in ("scores", "logits") if self._records(name))
         n, count = settled.num_return_sequences, len(prompts.rows)
         keys = None
@@ -245,28 +316,60 @@ class _Run:
             np.int32(self.pad_id),
             settled.do_sample,
             record,
+            contrast_of(settled),
         )
-        recorded = length_bucket(settled.max_new_tokens) if record else 0
-        self.state: DecodeState = generator.prefill(
-            generator._leaves, *self.packed.arrays, self._choice, self.packed.slots, recorded
-        )
+        recorded = length_bucket(settled.max_new_tokens + self._ahead) if record else 0
+        strategy = generator.strategies.of(settled)
+        self._decode = strategy.decode
+        self._sizes, layout = self._cache_sizes()
+        inputs, ids, lengths, idle = self.packed.arrays
+        rest = ids, lengths, idle, self._choice, self._sizes[0], recorded
+        self.state: DecodeState
+        if isinstance(inputs, Filled):
+            self.state = begin(inputs, *rest)
+        else:
+            self.state = strategy.prefill(generator._leaves, inputs, *rest, layout)
+
+    def _pack(self, given: Given) -> Packed:
+        return self._generator.pack(self._prompts, self._settled.max_new_tokens)
+
+    def _cache_sizes(self) -> tuple[tuple[int, ...], CacheLayout]:
+        return cache_sizes(self.packed, self._settled)
 
     def _records(self, name: str) -> bool:
         return self._settled.return_dict_in_generate and getattr(self._settled, f"output_{name}")
 
     def advance(self, steps: int) -> jax.Array:
         """Decodes up to `steps` tokens more; returns the last tokens (B,)."""
-        self.state, last = self._generator.decode(self._generator._leaves, self.state, self._choice, np.int32(steps))
+        self.state, last = self._decode(self._generator._leaves, self.state, self._choice, np.int32(steps))
         return last
 
-    def compile(self) -> None:
-        """Compiles the decode, and runs it for no step."""
-        jax.block_until_ready(self.advance(0))
+    def compile(self) -> Iterator[int]:
+        """Compiles the decode for every length that the cache may have, and runs it for no step; yields the lengths."""
+        for slots in self._sizes:
+            self._grow(slots)
+            jax.block_until_ready(self.advance(0))
+            yield slots
+
+    def _grow(self, slots: int) -> None:
+        if self.state.tokens.shape[1] < slots:
+            self.state = grow(self.state, slots)
+
+    def _room(self, slots: int) -> int:
+        """New tokens that a cache has slots for, no more than are asked for."""
+        return min(slots - self.packed.width, self._settled.max_new_tokens)
 
     def to_end(self) -> np.ndarray:
-        """Decodes all tokens in one dispatch; returns the new tokens (B, new)."""
-        if self._settled.max_new_tokens > 1:
-            self.advance(self._settled.max_new_tokens - 1)
+        """Decodes all tokens in one dispatch, or in one for each length of a growing cache; returns them (B, new)."""
+        new = 1  # the prefill's
+        for slots in self._sizes:
+            if new > 1 and self._settled.eos_token_ids and np.asarray(self.state.done).all():
+                break  # where rows can end, the host waits between two dispatches, lest it grow a cache for nothing
+            self._grow(slots)
+            room = self._room(slots)
+            if room > new:
+                self.advance(room - new)
+            new = room
         steps = int(self.state.step)
         width = self.packed.width
         return np.asarray(self.state.tokens)[: len(self._prompts.rows), width : width + steps]
@@ -275,7 +378,12 @@ class _Run:
         """Yields each step's tokens (B,); the next step runs while the host works on this one's."""
         count = len(self._prompts.rows)
         last: Any = np.asarray(self.state.current)  # read before the state is donated to the next step
+        sizes = iter(self._sizes)
+        room = self._room(next(sizes))
         for step in range(self._settled.max_new_tokens):
+            if step + 1 == room < self._settled.max_new_tokens:
+                self._grow(slots := next(sizes))
+                room = self._room(slots)
             following = self.advance(1) if step + 1 < self._settled.max_new_tokens else None
             yield np.asarray(last)[:count]
             last = following
@@ -324,7 +432,58 @@ class _Run:
             name: tuple(np.asarray(values)[: len(new), i] for i in range(new.shape[1]))
             for name, values in self.state.recorded.items()
         }
-        return GenerateOutput(sequences=sequences, **recorded)
+        made = output_class(beams=False, encoder_decoder=self._prompts.source_rows() is not None)
+        return made(sequences=sequences, **recorded)
+
+
+class _SpeculativeRun(_Run):
+    """A run whose steps choose several tokens; see `speculative`."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        prompts: Prompts,
+        settled: Settled,
+        items: Sequence[int],
+        seed: int,
+        given: Given = NOTHING,
+        *,
+        assistant: Assistant | None,
+    ):
+        self._speculator = generator.speculator(settled, assistant)
+        self._ahead = self._speculator.rule.width
+        super().__init__(generator, prompts, settled, items, seed, given)
+        self._speculator.begin(self.state, self.packed, self._choice)
+        self.state = self._speculator.state
+
+    def _pack(self, given: Given) -> Packed:
+        speculator, count = self._speculator, len(self._prompts.rows)
+        packed = self._generator.pack(self._prompts, self._settled.max_new_tokens + speculator.spare(count))
+        # Processors see all places of all rows at once.
+        shape = packed.rows * speculator.rule.width, packed.slots
+        user_processors(given.functions, shape, self._generator._config.vocab_size)
+        return packed
+
+    def _cache_sizes(self) -> tuple[tuple[int, ...], CacheLayout]:
+        # A ring cannot go back.
+        return (self.packed.slots,), CacheLayout(ring=False, stored=self._settled.cache_dtype)
+
+    def compile(self) -> Iterator[int]:
+        """Compiles the decode, and runs it for no step; yields the length of the cache."""
+        jax.block_until_ready(self._speculator.advance(0))
+        yield self.packed.slots
+
+    def to_end(self) -> np.ndarray:
+        """Decodes all tokens; returns the new tokens (B, new)."""
+        return self._speculator.to_end(len(self._prompts.rows))
+
+    def _tokens(self) -> Iterator[np.ndarray]:
+        return self._speculator.tokens(len(self._prompts.rows))
+
+    def output(self, new: np.ndarray) -> Any:
+        """As of `_Run`."""
+        self.state = self._speculator.state
+        return super().output(new)
 
 
 def _check_streamed(prompts: int, settled: Settled) -> None:

@@ -1,7 +1,7 @@
 """Prompts of a call: checked, and each row's tokens without its padding."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,14 @@ class Prompts:
     Attributes:
         ids: (B, T) int32 as given.
         rows: the tokens of each row that are not padding.
+        mask: (B, T) bool, False at padding; None where there is none.
+        reading: a `chunked.Reading`, how the prompts are read; None as one whole.
     """
 
     ids: np.ndarray
     rows: list[np.ndarray]
+    mask: np.ndarray | None = field(default=None, kw_only=True)
+    reading: Any = field(default=None, kw_only=True)
 
     @classmethod
     def of(cls, ids: np.ndarray, mask: np.ndarray | None) -> "Prompts":
@@ -34,13 +38,23 @@ class Prompts:
         for i, row in enumerate(rows):
             if not len(row):
                 raise ValueError(f"attention_mask is 0 for every token of row {i}; a prompt needs one token at least.")
-        return cls(ids, rows)
+        return cls(ids, rows, mask=None if mask is None else mask != 0)
 
     def repeated(self, times: int) -> "Prompts":
         """Returns every prompt `times` times, one after another."""
         if times == 1:
             return self
-        return Prompts(np.repeat(self.ids, times, axis=0), [row for row in self.rows for _ in range(times)])
+        mask = None if self.mask is None else np.repeat(self.mask, times, axis=0)
+        rows = [row for row in self.rows for _ in range(times)]
+        return Prompts(np.repeat(self.ids, times, axis=0), rows, mask=mask, reading=self.reading)
+
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(map(len, self.rows))
+
+    def inputs(self, rows: int, width: int) -> tuple[np.ndarray, ...]:
+        """What is read beside the prompts, padded to a number of rows and of tokens; nothing."""
+        return ()
 
     def source_rows(self) -> list[np.ndarray] | None:
         """Each row's tokens for an encoder, without padding; None where there is no encoder."""
@@ -48,7 +62,7 @@ class Prompts:
 
     def check_room(self, max_new_tokens: int, limit: int | None, model_type: str) -> None:
         """Raises ValueError where a prompt and its new tokens need more learned positions than there are."""
-        longest = max(map(len, self.rows))
+        longest = self.longest()
         # The last new token is never read, so it needs no position.
         if limit is not None and longest + max_new_tokens - 1 > limit:
             raise ValueError(

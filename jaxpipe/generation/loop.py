@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax import lax
 from jaxpipe.generation.processors import LogitsProcessor, StepState, broken_rows, process
 from jaxpipe.generation.sampling import greedy, sample
 from jaxpipe.generation.stopping import is_eos
-from jaxpipe.nn.cache import Cache
+from jaxpipe.nn.cache import DENSE, Cache, CacheLayout
 from jaxpipe.nn.functional import Functional, Leaves
 
 Array = jax.Array
@@ -29,6 +29,7 @@ class Choice:
         pad_id: () int32, what a row that ended puts out.
         do_sample: draw, else take the most likely.
         record: which of ``"scores"`` (processed logits) and ``"logits"`` are kept.
+        contrast: of contrastive search; None in others.
     """
 
     processors: tuple[LogitsProcessor, ...]
@@ -37,6 +38,7 @@ class Choice:
     pad_id: Any
     do_sample: bool = field(metadata={"static": True})
     record: tuple[str, ...] = field(default=(), metadata={"static": True})
+    contrast: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -45,6 +47,7 @@ class DecodeState:
     """Everything that a decode step reads and writes; donated, so it is updated in place.
 
     Attributes:
+        by_slot: names of the arrays (B, S, ...) that have the slots of the cache; zeros where nothing is written.
         cache: its slots are those of `tokens`.
         tokens: (B, S) int32, each row's prompt from slot 0, its new tokens from the common slot P on.
         valid: (B, S) bool, which slots hold a token.
@@ -57,6 +60,8 @@ class DecodeState:
         recorded: name -> (B, N, V) float32, of the N new tokens.
     """
 
+    by_slot: ClassVar[tuple[str, ...]] = ("tokens", "valid")
+
     cache: Cache
     tokens: Array
     valid: Array
@@ -68,16 +73,32 @@ class DecodeState:
     step: Array
     recorded: dict[str, Array]
 
+    def seen(self) -> StepState:
+        """What processors are told."""
+        return StepState(self.tokens, self.valid, self.prompt_lengths, self.step)
+
+
+State = TypeVar("State", bound=DecodeState)
+
 
 def choose(logits: Array, state: DecodeState, choice: Choice) -> DecodeState:
-    """Chooses every row's next token from logits (B, V), and writes it into the slot that the cache comes to next."""
-    seen = StepState(state.tokens, state.valid, state.prompt_lengths, state.step)
-    scores = process(choice.processors, logits, seen)
+    """Chooses every row's next token from logits (B, V), and writes it into the slot that the cache comes to next.
+
+    Where the first processor makes one row of several, logits are (B * n, V), the first of each n the model's own.
+    """
+    scores = process(choice.processors, logits, state.seen())
     position = state.position + 1
     token = sample(choice.keys, position, scores) if choice.do_sample else greedy(scores)
+    return write(token, scores, logits, state, choice)
+
+
+def write(token: Array, scores: Array, logits: Array, state: State, choice: Choice) -> State:
+    """Writes every row's next token (B,), chosen by scores (B, V) from logits as of `choose`, and counts the step."""
     token = jnp.where(state.done, choice.pad_id, token)  # (B,)
-    values = {"scores": scores, "logits": logits.astype(jnp.float32)}
-    slot = state.cache.slot
+    position, slot = state.position + 1, state.cache.slot
+    broken = broken_rows(choice.processors, logits).reshape(len(scores), -1)
+    own = logits.reshape(len(scores), -1, logits.shape[-1])[:, 0]  # (B, V)
+    values = {"scores": scores, "logits": own.astype(jnp.float32)}
     return replace(
         state,
         tokens=lax.dynamic_update_slice(state.tokens, token[:, None], (0, slot)),
@@ -85,7 +106,7 @@ def choose(logits: Array, state: DecodeState, choice: Choice) -> DecodeState:
         current=token,
         position=position,
         done=state.done | is_eos(token, choice.eos_ids),
-        broken=state.broken | (broken_rows(choice.processors, logits) & ~state.done),
+        broken=state.broken | (jnp.any(broken, axis=1) & ~state.done),
         step=state.step + 1,
         recorded={
             name: lax.dynamic_update_slice(state.recorded[name], values[name][:, None], (0, state.step, 0))
@@ -102,6 +123,7 @@ def read_prompts(
     lengths: Array,
     valid: Array,
     slots: int,
+    layout: CacheLayout = DENSE,
 ) -> Any:
     """Calls a decoder on prompts with an empty cache.
 
@@ -113,6 +135,7 @@ def read_prompts(
         lengths: (B,) int32, without padding.
         valid: (B, P) bool, False at padding.
         slots: S, of the cache.
+        layout: of the cache.
 
     Returns:
         The output, with logits (B, 1, V) of each row's last token, and the cache.
@@ -123,7 +146,7 @@ def read_prompts(
         prompts,
         attention_mask=valid,
         position_ids=jnp.minimum(columns, lengths[:, None] - 1),
-        cache=Cache.empty(functional.module(leaves).cache_layers(), len(prompts), slots, functional.dtype),
+        cache=Cache.empty(functional.module(leaves).cache_layers(), len(prompts), slots, functional.dtype, layout),
         last=lengths - 1,
     )
 
@@ -134,7 +157,7 @@ def make_prefill(functional: Functional, read: Callable[..., Any] = read_prompts
     `read` calls the model, as `read_prompts` does.
     Arguments of the returned function: the leaves; what the model reads beside the prompts; prompts (B, P) int32
     padded on the right; their lengths (B,); rows that are only there to fill the batch, (B,) bool; the choice; and,
-    static, the number of slots S and of new tokens to record.
+    static, the number of slots S and of new tokens to record, and the layout of the cache.
     """
 
     def prefill(
@@ -146,18 +169,26 @@ def make_prefill(functional: Functional, read: Callable[..., Any] = read_prompts
         choice: Choice,
         slots: int,
         recorded: int,
+        layout: CacheLayout = DENSE,
     ) -> DecodeState:
         valid = jnp.arange(prompts.shape[1], dtype=jnp.int32) < lengths[:, None]  # (B, P)
-        out = read(functional, leaves, inputs, prompts, lengths, valid, slots)
+        out = read(functional, leaves, inputs, prompts, lengths, valid, slots, layout)
         return first_state(out, prompts, valid, idle, choice, slots, recorded)
 
-    return jax.jit(prefill, static_argnums=(6, 7))
+    return jax.jit(prefill, static_argnums=(6, 7, 8))
 
 
 def first_state(
     out: Any, prompts: Array, valid: Array, idle: Array, choice: Choice, slots: int, recorded: int
 ) -> DecodeState:
-    """Returns the state after a prefill, with the first new token chosen.
+    """Returns the state after a prefill, with the first new token chosen; see `read_state`."""
+    return choose(out.logits[:, 0], read_state(out, prompts, valid, idle, choice, slots, recorded), choice)
+
+
+def read_state(
+    out: Any, prompts: Array, valid: Array, idle: Array, choice: Choice, slots: int, recorded: int
+) -> DecodeState:
+    """Returns the state after the prompts were read, without a new token.
 
     Args:
         out: of the model, with logits (B, 1, V) of each row's last token, and the cache.
@@ -168,11 +199,10 @@ def first_state(
         slots: S, of the cache.
         recorded: number of new tokens to record.
     """
-    logits = out.logits[:, 0]  # (B, V)
     batch, width = prompts.shape
     lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
     pad = ((0, 0), (0, slots - width))
-    state = DecodeState(
+    return DecodeState(
         cache=out.cache,
         tokens=jnp.pad(prompts, pad),
         valid=jnp.pad(valid, pad),
@@ -182,9 +212,8 @@ def first_state(
         done=idle,
         broken=jnp.zeros((batch,), bool),
         step=jnp.zeros((), jnp.int32),
-        recorded={name: jnp.zeros((batch, recorded, logits.shape[-1]), jnp.float32) for name in choice.record},
+        recorded={name: jnp.zeros((batch, recorded, out.logits.shape[-1]), jnp.float32) for name in choice.record},
     )
-    return choose(logits, state, choice)
 
 
 def next_logits(functional: Functional, leaves: Leaves, tokens: Array, positions: Array, cache: Cache) -> Any:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxpipe.generation.buckets import cache_stages
 from jaxpipe.generation.inputs import Prompts
 from jaxpipe.sharding.mesh import batch_sharding
 
@@ -19,7 +20,7 @@ class Packed:
         prompts: as given, B of them without those that fill the batch.
         rows: those included.
         width: P, tokens to which prompts are padded.
-        slots: S, of the cache.
+        slots: S, of the cache that holds all new tokens too.
         arrays: what the model reads beside the prompts, a tuple; prompts (rows, P) int32 padded on the right; their
             lengths (rows,) int32; which rows are only there to fill the batch, (rows,) bool.
     """
@@ -29,6 +30,11 @@ class Packed:
     width: int
     slots: int
     arrays: tuple[tuple[jax.Array, ...], jax.Array, jax.Array, jax.Array]
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Slots that a growing cache has one after another; see `cache_stages`."""
+        return cache_stages(self.width, self.slots)
 
 
 def pack(prompts: Prompts, inputs: Sequence[np.ndarray], *, rows: int, width: int, slots: int, mesh: Mesh) -> Packed:

@@ -12,6 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpipe.generation.dola import LayerContrast
+from jaxpipe.generation.greenlist import GreenListBias
+from jaxpipe.generation.guidance import Guidance
+from jaxpipe.generation.processors_groups import HammingDiversity
 from jaxpipe.generation.processors_history import (
     EncoderNoRepeatNgram,
     EncoderRepetitionPenalty,
@@ -31,7 +35,9 @@ from jaxpipe.generation.processors_tokens import (
 from jaxpipe.generation.settle import Settled
 from jaxpipe.generation.step import LogitsProcessor, StepState, bucket
 from jaxpipe.generation.stopping import eos_array
+from jaxpipe.generation.synthid import SynthID
 from jaxpipe.generation.warpers import EpsilonCutoff, EtaCutoff, MinP, Temperature, TopH, TopK, TopP, TypicalP
+from jaxpipe.generation.watermarking import WatermarkingConfig
 
 Array = jax.Array
 
@@ -57,7 +63,7 @@ def processors_for(
         ValueError: a token is not in the vocabulary, or none of it is left.
     """
     _check_ids(settled, vocab_size)
-    processors = [*_history(settled, source)]
+    processors = [*_merging(settled), *_history(settled, source)]
     if settled.min_new_tokens > 0 and settled.eos_token_ids:
         processors.append(MinNewTokens(np.int32(settled.min_new_tokens), eos_array(settled.eos_token_ids)))
     if allowed is not None:
@@ -65,9 +71,22 @@ def processors_for(
     processors += [*_tokens(settled), *user]
     if settled.do_sample:
         processors += _warpers(settled, vocab_size)
+    if isinstance(settled.watermark, WatermarkingConfig):
+        processors.append(GreenListBias.of(settled.watermark, vocab_size))
+    elif settled.watermark is not None:
+        processors.append(SynthID.of(settled.watermark))
     if settled.renormalize_logits:
         processors.append(Renormalize())
     return tuple(processors)
+
+
+def _merging(settled: Settled) -> list[LogitsProcessor]:
+    """The one that makes one row of logits of several."""
+    if settled.dola_layers is not None:
+        return [LayerContrast()]
+    if settled.guidance_scale != 1.0:
+        return [Guidance(np.float32(settled.guidance_scale))]
+    return []
 
 
 def _history(settled: Settled, source: Any) -> list[LogitsProcessor]:
@@ -75,6 +94,8 @@ def _history(settled: Settled, source: Any) -> list[LogitsProcessor]:
     processors: list[LogitsProcessor] = []
     if settled.sequence_bias:
         processors.append(SequenceBias.of(settled.sequence_bias))
+    if settled.num_beam_groups > 1:
+        processors.append(HammingDiversity(np.float32(settled.diversity_penalty)))
     if settled.encoder_repetition_penalty != 1.0:
         inverse = np.float32(1.0 / settled.encoder_repetition_penalty)
         processors.append(EncoderRepetitionPenalty(inverse, source))

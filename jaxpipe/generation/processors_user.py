@@ -158,7 +158,7 @@ class AllowedTokens:
             rule = _RULES.get(int(number))
             if rule is None:  # a step that was dispatched ahead, after the call had its answer
                 return np.ones((len(history), vocab_size), bool)
-            return rule.mask(np.asarray(history), int(step), vocab_size)
+            return rule.mask(np.asarray(history), int(np.max(step)), vocab_size)
 
         shape = jax.ShapeDtypeStruct(logits.shape, jnp.bool_)
         mask = jnp.where(jax.pure_callback(ask, shape, self.number, history, state.step), 0.0, -jnp.inf)
@@ -232,6 +232,6 @@ def processors_of_call(
     if given.rule is not None:
         given.rule.bind(settled, len(packed.prompts.rows), packed.rows)
         allowed = AllowedTokens(np.int32(given.number), packed.rows)
-    shape = (packed.rows * settled.num_beams, packed.slots)
+    shape = (packed.rows * settled.group_beams, packed.slots)
     user = user_processors(given.functions, shape, vocab_size)
     return processors_for(settled, vocab_size, source=source, allowed=allowed, user=user)

@@ -14,6 +14,7 @@ from jaxpipe.generation.config import GenerationConfig
 from jaxpipe.generation.generate import Generator
 from jaxpipe.generation.inputs import Prompts, check_source, setting
 from jaxpipe.models.config import ModelConfig
+from jaxpipe.nn.cache import DENSE, CacheLayout
 from jaxpipe.nn.cross_attention import EncoderDecoderCache
 from jaxpipe.nn.functional import Functional, Leaves
 
@@ -52,6 +53,7 @@ class Seq2SeqGenerator(Generator):
 
     def __init__(self, functional: Functional, leaves: Leaves, config: ModelConfig):
         super().__init__(functional, leaves, config, _read_source, _next_logits)
+        self.reader = None  # the decoder's prompts are short
 
     def prompts(
         self,
@@ -137,6 +139,7 @@ def _read_source(
     lengths: Array,
     valid: Array,
     slots: int,
+    layout: CacheLayout = DENSE,
 ) -> Any:
     """As `read_prompts`; `inputs` are the encoder's ids (B, S) int32 and mask (B, S) bool."""
     source, mask = inputs
@@ -149,7 +152,7 @@ def _read_source(
         decoder_input_ids=prompts,
         decoder_attention_mask=valid,
         decoder_position_ids=jnp.minimum(columns, lengths[:, None] - 1),
-        cache=EncoderDecoderCache.empty(layers, len(prompts), slots, functional.dtype),
+        cache=EncoderDecoderCache.empty(layers, len(prompts), slots, functional.dtype, layout),
         last=lengths - 1,
     )
 

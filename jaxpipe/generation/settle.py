@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxpipe.common.errors import nearest
 from jaxpipe.common.logging import info_once, warn_once
+from jaxpipe.generation.constraints import Constraint
 from jaxpipe.generation.fields import (
     DEFAULTS,
     GENERATE_ARGUMENTS,
@@ -16,8 +17,13 @@ from jaxpipe.generation.fields import (
     Refusal,
 )
 from jaxpipe.generation.layers import Layer, Merged
+from jaxpipe.generation.settle_assisted import assisted_settings
 from jaxpipe.generation.settle_beams import beam_settings
+from jaxpipe.generation.settle_cache import cache_settings
+from jaxpipe.generation.settle_contrast import contrast_settings
 from jaxpipe.generation.settle_logits import Biases, Words, logits_settings, sampling_settings
+from jaxpipe.generation.settle_prefill import prefill_settings
+from jaxpipe.generation.settle_watermark import Watermark, watermark_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +36,9 @@ class Settled:
         min_new_tokens: new tokens before which no end-of-sequence token may come; 0 is none.
         do_sample: sampling, else greedy.
         num_beams: beams of each prompt; above 1 beam search, or beam sampling with ``do_sample``.
+        num_beam_groups: parts of the beams that are kept apart, each a search of its own.
+        diversity_penalty: taken off the score of a token for each beam of earlier groups that chose it in the step.
+        constraints: that the answers of a beam search fulfil.
         early_stopping: when a prompt's beam search ends: True, False or ``"never"``.
         length_penalty: power of the length by which a finished beam's score is divided.
         temperature, top_k, top_p, min_p, typical_p: neutral at 1.0, 0, 1.0, 0.0 and 1.0.
@@ -42,6 +51,14 @@ class Settled:
         exponential_decay_length_penalty: new tokens after which, and factor by which, the end's score grows; or None.
         remove_invalid_values: replaces NaN and infinite logits.
         renormalize_logits: makes the processed scores log-probabilities.
+        penalty_alpha: weight of the similarity in contrastive search.
+        candidates: tokens that contrastive search chooses from in a step; 0 where it is not asked for.
+        dola_layers: layers that DoLa contrasts with the last: ``"low"``, ``"high"`` or their numbers; or None.
+        guidance_scale: how far logits are pushed from those of the negative prompt; neutral at 1.0.
+        prompt_lookup_num_tokens: tokens that prompt lookup proposes in a step; 0 is off.
+        max_matching_ngram_size: most tokens that prompt lookup compares.
+        num_assistant_tokens, num_assistant_tokens_schedule, assistant_confidence_threshold: how many tokens an
+            assistant proposes; None where the call does not say.
         num_return_sequences: sequences for each prompt, at least 1.
         eos_token_ids: tokens that end a row; may be empty.
         pad_token_id: token that fills rows that ended; the first of ``eos_token_ids`` where none is set.
@@ -49,6 +66,10 @@ class Settled:
         forced_eos_token_ids: one of these is the last token of a row that reaches the maximum; may be empty.
         stop_strings: texts that end a row.
         max_time: seconds after which generation stops, or None.
+        output_hidden_states, output_attentions: put out each step's, with ``return_dict_in_generate``.
+        watermark: the mark that new tokens bear, or None.
+        cache_dtype: the 8-bit type in which keys and values are kept, or None.
+        prefill_chunk_size: tokens of a prompt that are read at once, None for what memory allows.
     """
 
     prompt_length: int
@@ -56,6 +77,9 @@ class Settled:
     min_new_tokens: int = 0
     do_sample: bool = False
     num_beams: int = 1
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
+    constraints: tuple[Constraint, ...] = ()
     early_stopping: bool | str = False
     length_penalty: float = 1.0
     temperature: float = 1.0
@@ -77,6 +101,15 @@ class Settled:
     exponential_decay_length_penalty: tuple[int, float] | None = None
     remove_invalid_values: bool = False
     renormalize_logits: bool = False
+    penalty_alpha: float = 0.0
+    candidates: int = 0
+    dola_layers: str | tuple[int, ...] | None = None
+    guidance_scale: float = 1.0
+    prompt_lookup_num_tokens: int = 0
+    max_matching_ngram_size: int = 2
+    num_assistant_tokens: int | None = None
+    num_assistant_tokens_schedule: str | None = None
+    assistant_confidence_threshold: float | None = None
     num_return_sequences: int = 1
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
@@ -85,14 +118,24 @@ class Settled:
     forced_eos_token_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
     max_time: float | None = None
+    cache_dtype: str | None = None
+    prefill_chunk_size: int | None = None
     return_dict_in_generate: bool = False
     output_scores: bool = False
     output_logits: bool = False
+    output_hidden_states: bool = False
+    output_attentions: bool = False
+    watermark: Watermark | None = None
 
     @property
     def max_length(self) -> int:
         """Positions of prompt and new tokens together."""
         return self.prompt_length + self.max_new_tokens
+
+    @property
+    def group_beams(self) -> int:
+        """Beams of each group."""
+        return self.num_beams // self.num_beam_groups
 
     @property
     def begin_step(self) -> int:
@@ -150,6 +193,7 @@ def settle(layers: Sequence[Layer], *, prompt_length: int, max_positions: int | 
     _refuse(merged, do_sample)
     max_new_tokens = _max_new_tokens(merged, prompt_length, max_positions)
     eos_token_ids = _eos_token_ids(merged)
+    contrast = contrast_settings(merged, do_sample)
     settled = Settled(
         prompt_length=prompt_length,
         max_new_tokens=max_new_tokens,
@@ -164,10 +208,17 @@ def settle(layers: Sequence[Layer], *, prompt_length: int, max_positions: int | 
         max_time=merged.real("max_time", 0.0, math.inf, "a number of seconds of at least 0, or None"),
         **beam_settings(merged, do_sample),
         **logits_settings(merged, eos_token_ids),
-        **sampling_settings(merged, do_sample),
+        **sampling_settings(merged, do_sample, used=("top_k",) if contrast["candidates"] else ()),
+        **contrast,
+        **cache_settings(merged),
+        **prefill_settings(merged),
+        **assisted_settings(merged),
         return_dict_in_generate=merged.flag("return_dict_in_generate"),
         output_scores=merged.flag("output_scores"),
         output_logits=merged.flag("output_logits"),
+        output_hidden_states=merged.flag("output_hidden_states"),
+        output_attentions=merged.flag("output_attentions"),
+        watermark=watermark_settings(merged),
     )
     _check_forced(settled)
     return settled

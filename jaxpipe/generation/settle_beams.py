@@ -4,9 +4,9 @@ import math
 from types import NoneType
 from typing import Any
 
-from jaxpipe.common.logging import info_once
 from jaxpipe.generation.fields import BEAMS_ONLY
 from jaxpipe.generation.layers import Merged
+from jaxpipe.generation.settle_groups import check_single_beam, constraint_settings, group_settings, note_unused
 
 
 def beam_settings(merged: Merged, do_sample: bool) -> dict[str, Any]:
@@ -27,9 +27,8 @@ def beam_settings(merged: Merged, do_sample: bool) -> dict[str, Any]:
                 f"num_return_sequences={number} with greedy decoding (num_beams=1, do_sample=False) would give the "
                 f"same sequence each time; set do_sample=True, num_beams={number} or num_return_sequences=1."
             )
-        for name in BEAMS_ONLY:
-            if merged.by_user(name) and merged.get(name) is not None:
-                info_once(f"{name} is accepted and has no effect: it only acts with num_beams above 1.")
+        check_single_beam(merged)
+        note_unused(merged, BEAMS_ONLY)
         return {"num_beams": 1, "num_return_sequences": number}
     if number > num_beams:
         raise ValueError(
@@ -40,7 +39,11 @@ def beam_settings(merged: Merged, do_sample: bool) -> dict[str, Any]:
     if early_stopping != "never" and not isinstance(early_stopping, (bool, NoneType)):
         raise merged.error("early_stopping", 'True, False or "never"')
     length_penalty = merged.real("length_penalty", -math.inf, math.inf, "a finite number, or None")
+    groups = group_settings(merged, num_beams, do_sample)
+    others = {"do_sample": do_sample or None, "num_beam_groups": groups.get("num_beam_groups")}
     return {
+        **groups,
+        **constraint_settings(merged, **others),
         "num_beams": num_beams,
         "num_return_sequences": number,
         "early_stopping": early_stopping or False,

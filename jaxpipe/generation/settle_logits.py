@@ -1,7 +1,7 @@
 """Reading and checking of the settings that change the logits."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from jaxpipe.common.logging import warn_once
@@ -39,8 +39,8 @@ def logits_settings(merged: Merged, eos_token_ids: tuple[int, ...]) -> dict[str,
     }
 
 
-def sampling_settings(merged: Merged, do_sample: bool) -> dict[str, Any]:
-    """Returns the checked settings that act in sampling alone; none, with a warning, without it.
+def sampling_settings(merged: Merged, do_sample: bool, used: Collection[str] = ()) -> dict[str, Any]:
+    """Returns the checked settings that act in sampling alone; none, with a warning unless `used`, without it.
 
     Raises:
         ValueError: a value is out of range.
@@ -48,7 +48,7 @@ def sampling_settings(merged: Merged, do_sample: bool) -> dict[str, Any]:
     if not do_sample:
         for name, silent in SAMPLING_ONLY.items():
             value = merged.get(name)
-            if value is not None and value != silent and merged.by_user(name):
+            if value is not None and value != silent and merged.by_user(name) and name not in used:
                 warn_once(f"{name}={value!r} is ignored: it only acts with do_sample=True.")
         return {}
     return {

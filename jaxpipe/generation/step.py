@@ -21,7 +21,7 @@ class StepState:
         tokens: (B, S) int32, prompt and new tokens.
         valid: (B, S) bool, False at padding and at slots that are not yet written.
         prompt_lengths: (B,) int32, tokens of each prompt without padding.
-        step: () int32, new tokens so far.
+        step: () int32, new tokens so far; (B, 1) where rows differ.
     """
 
     tokens: Array

@@ -2,15 +2,18 @@
 
 import itertools
 import re
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from jaxpipe.auto import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-from jaxpipe.generation.beam import make_beams, reorder_cache, repeat_cache
+from jaxpipe.generation.beam import make_beams
+from jaxpipe.generation.beam_cache import common_slots, reorder_cache, repeat_cache
 from jaxpipe.generation.loop import read_prompts
 from jaxpipe.generation.settle import Settled
 from jaxpipe.generation.streamers import BaseStreamer
@@ -204,6 +207,33 @@ def test_reordering_moves_what_was_written_of_every_kind_of_cache() -> None:
         jax.tree.map(np.testing.assert_array_equal, getattr(cache, name), getattr(moved, name))
 
 
+def test_what_beams_have_in_common_is_not_moved() -> None:
+    """Random searches: the cache is what moving all slots in every step makes it, and little of it is moved."""
+    rng = np.random.default_rng(0)
+    batch, beams, width, slots = 2, 3, 3, 192
+    empty = Cache.empty([(1, 1)], batch * beams, slots, np.dtype(np.float32))
+    origins = np.full((batch, beams, slots), -1)
+    wanted = np.zeros((batch * beams, slots), np.float32)
+    wanted[:, :width] = np.repeat(rng.random((batch, width)), beams, axis=0)
+    found, first, moved = wanted.copy(), jnp.int32(width), []
+    reorder, common = jax.jit(reorder_cache), jax.jit(common_slots)
+    for slot in range(width, 160):
+        parents = np.sort(rng.integers(0, beams, (batch, beams)) if slot % 3 else np.tile(np.arange(beams), (batch, 1)))
+        rows = (parents + beams * np.arange(batch)[:, None]).ravel()
+        origins = np.take_along_axis(origins, parents[:, :, None], axis=1)
+        origins[:, :, slot] = rows.reshape(batch, beams)
+        layer = replace(empty.layers[0], keys=jnp.asarray(found)[:, :, None, None])
+        cache = reorder(replace(empty, layers=(layer,), slot=jnp.int32(slot)), parents, first)
+        found, wanted = np.array(cache.layers[0].keys[:, :, 0, 0]), wanted[rows]
+        np.testing.assert_array_equal(found[:, :slot], wanted[:, :slot])
+        first = common(origins, jnp.int32(slot))
+        by_prompt = wanted[:, : int(first)].reshape(batch, beams, -1)
+        np.testing.assert_array_equal(by_prompt, np.broadcast_to(by_prompt[:, :1], by_prompt.shape))
+        moved.append(slot - int(first))
+        found[:, slot] = wanted[:, slot] = rng.random(batch * beams)  # the new tokens'
+    assert np.mean(moved) < 20 and max(moved) > 3
+
+
 def test_repeating_gives_every_beam_what_its_prompt_has() -> None:
     cache: Any = caches(2)
     repeated: Any = repeat_cache(cache, lambda x: jnp.repeat(x, 3, axis=0))
@@ -255,6 +285,28 @@ def test_criteria_end_candidates(model: PreTrainedModel) -> None:
     assert seen[0] == (2 * 6, 5) and [shape[1] for shape in seen] == list(range(5, 5 + len(seen)))
 
 
+def test_stop_strings_end_candidates(model: PreTrainedModel) -> None:
+    """Also across tokens, and where the prompt has the text's beginning."""
+    vocabulary = {letter: i for i, letter in enumerate("abcdefghijk")}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    ids = prompt(4, rows=2)
+    settings = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 9, "pad_token_id": 0}
+    by_text = new_tokens(model, ids, stop_strings="e", tokenizer=tokenizer, **settings)
+    np.testing.assert_array_equal(by_text, new_tokens(model, ids, eos_token_id=4, **settings))
+    free = new_tokens(model, ids, **settings)
+    across, bordering = free[0, 2:4], np.array([ids[1, -1], free[3, 0]])  # what the best beams put out
+    strings = ["".join("abcdefghijk"[i] for i in pair) for pair in (across, bordering)]
+
+    def either(input_ids: np.ndarray, scores: object) -> np.ndarray:
+        return (input_ids[:, -2:] == across).all(axis=1) | (input_ids[:, -2:] == bordering).all(axis=1)
+
+    by_text = new_tokens(model, ids, stop_strings=strings, tokenizer=tokenizer, **settings)
+    np.testing.assert_array_equal(by_text, new_tokens(model, ids, stopping_criteria=[either], **settings))
+    assert (by_text != free[:, : by_text.shape[1]]).any()
+    assert any((row[1:] == 0).all() for row in by_text[3:])
+
+
 def test_time_that_is_up_ends_all_beams(model: PreTrainedModel) -> None:
     assert new_tokens(model, prompt(4, rows=2), num_beams=2, max_new_tokens=9, max_time=0).shape == (2, 1)
 
@@ -287,7 +339,6 @@ class Streamer(BaseStreamer):
         ({"length_penalty": -400.0}, "length_penalty=-400.0 with max_new_tokens=20"),
         ({"eos_token_id": list(range(11))}, "num_beams=3 with 11 tokens in eos_token_id needs 12 .* has 11 tokens"),
         ({"streamer": Streamer()}, "streamer= cannot be used with num_beams=3"),
-        ({"num_beam_groups": 3, "diversity_penalty": 0.5}, "num_beam_groups=3"),
         ({"do_sample": True, "temperature": 0.0}, "temperature=0.0"),
     ],
     ids=str,

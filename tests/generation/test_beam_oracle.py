@@ -146,6 +146,31 @@ def test_criteria_of_the_user(model_type: str, made: Callable[[Case], Made]) -> 
     check(checkpoint, ids, mask, stopping_criteria=[multiples_of_seven], length_penalty=0.5, **settings)
 
 
+@pytest.mark.parametrize("model_type", ["t5", pytest.param("llama", marks=pytest.mark.full)])
+def test_stop_strings(model_type: str, made: Callable[[Case], Made]) -> None:  # noqa: F811
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    case = first(model_type)
+    letters = [chr(ord("A") + i % 26) + chr(ord("a") + i // 26) for i in range(case.config["vocab_size"])]
+    tokenizer = Tokenizer(models.BPE(vocab={text: i for i, text in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    checkpoint = made(case)
+    ids, mask = batch(case, "left")
+    settings: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3, "eos_token_id": 2, "max_new_tokens": NEW}
+    free = theirs(checkpoint, ids, mask, pad_token_id=1, **settings).numpy()[:, -NEW:]
+    ended = [letters[free[0, 4]], letters[free[3, 2]][1] + letters[free[3, 3]][0]]  # the second across two tokens
+    lengths = check(
+        checkpoint,
+        ids,
+        mask,
+        stop_strings=ended,
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer),
+        **settings,
+    )
+    assert len(set(lengths)) > 1
+
+
 def test_the_filling_is_the_pad_token(made: Callable[[Case], Made]) -> None:  # noqa: F811
     """Where the pad token is 0, Transformers fills with the first end token."""
     checkpoint = made(first("t5"))

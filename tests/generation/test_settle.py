@@ -218,10 +218,12 @@ def test_neutral_values_of_other_number_types() -> None:
         _resolve(max_new_tokens=1, no_repeat_ngram_size=False)
 
 
-def test_outputs_of_layers_are_only_refused_where_they_would_be_returned() -> None:
-    assert _resolve(max_new_tokens=1, output_attentions=True)
-    with pytest.raises(ValueError, match="output_attentions"):
-        _resolve(max_new_tokens=1, output_attentions=True, return_dict_in_generate=True)
+def test_outputs_of_layers() -> None:
+    settled = _resolve(max_new_tokens=1, output_attentions=True, return_dict_in_generate=True)
+    assert settled.output_attentions
+    assert not settled.output_hidden_states
+    with pytest.raises(ValueError, match="output_hidden_states=3"):
+        _resolve(max_new_tokens=1, output_hidden_states=3)
 
 
 @pytest.mark.parametrize("name", [*WITHOUT_EFFECT, "use_cache"])
