@@ -19,7 +19,22 @@ if TYPE_CHECKING:
     )
     from jaxpipe.common.random import set_seed
     from jaxpipe.generation.config import GenerationConfig
-    from jaxpipe.generation.streamers import TextIteratorStreamer, TextStreamer
+    from jaxpipe.generation.constraints import (
+        Constraint,
+        ConstraintListState,
+        DisjunctiveConstraint,
+        PhrasalConstraint,
+    )
+    from jaxpipe.generation.prefix_cache import PrefixCache
+    from jaxpipe.generation.streamers import AsyncTextIteratorStreamer, TextIteratorStreamer, TextStreamer
+    from jaxpipe.generation.synthid import SynthIDTextWatermarkLogitsProcessor
+    from jaxpipe.generation.watermark_detector import (
+        BayesianDetectorConfig,
+        BayesianDetectorModel,
+        SynthIDTextWatermarkDetector,
+        WatermarkDetector,
+    )
+    from jaxpipe.generation.watermarking import SynthIDTextWatermarkingConfig, WatermarkingConfig
     from jaxpipe.pipelines import PIPELINE_REGISTRY, SUPPORTED_TASKS, pipeline
     from jaxpipe.tokenization import AutoTokenizer
 
@@ -28,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PIPELINE_REGISTRY",
     "SUPPORTED_TASKS",
+    "AsyncTextIteratorStreamer",
     "AutoConfig",
     "AutoModel",
     "AutoModelForCausalLM",
@@ -37,15 +53,28 @@ __all__ = [
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
     "AutoTokenizer",
+    "BayesianDetectorConfig",
+    "BayesianDetectorModel",
+    "Constraint",
+    "ConstraintListState",
+    "DisjunctiveConstraint",
     "GenerationConfig",
+    "PhrasalConstraint",
+    "PrefixCache",
+    "SynthIDTextWatermarkDetector",
+    "SynthIDTextWatermarkLogitsProcessor",
+    "SynthIDTextWatermarkingConfig",
     "TextIteratorStreamer",
     "TextStreamer",
+    "WatermarkDetector",
+    "WatermarkingConfig",
     "__version__",
     "pipeline",
     "set_seed",
 ]
 
 _LOCATIONS = {
+    "AsyncTextIteratorStreamer": "jaxpipe.generation.streamers",
     "AutoConfig": "jaxpipe.auto",
     "AutoModel": "jaxpipe.auto",
     "AutoModelForCausalLM": "jaxpipe.auto",
@@ -55,11 +84,23 @@ _LOCATIONS = {
     "AutoModelForSequenceClassification": "jaxpipe.auto",
     "AutoModelForTokenClassification": "jaxpipe.auto",
     "AutoTokenizer": "jaxpipe.tokenization",
+    "BayesianDetectorConfig": "jaxpipe.generation.watermark_detector",
+    "BayesianDetectorModel": "jaxpipe.generation.watermark_detector",
+    "Constraint": "jaxpipe.generation.constraints",
+    "ConstraintListState": "jaxpipe.generation.constraints",
+    "DisjunctiveConstraint": "jaxpipe.generation.constraints",
     "GenerationConfig": "jaxpipe.generation.config",
+    "PhrasalConstraint": "jaxpipe.generation.constraints",
     "PIPELINE_REGISTRY": "jaxpipe.pipelines",
+    "PrefixCache": "jaxpipe.generation.prefix_cache",
     "SUPPORTED_TASKS": "jaxpipe.pipelines",
+    "SynthIDTextWatermarkDetector": "jaxpipe.generation.watermark_detector",
+    "SynthIDTextWatermarkLogitsProcessor": "jaxpipe.generation.synthid",
+    "SynthIDTextWatermarkingConfig": "jaxpipe.generation.watermarking",
     "TextIteratorStreamer": "jaxpipe.generation.streamers",
     "TextStreamer": "jaxpipe.generation.streamers",
+    "WatermarkDetector": "jaxpipe.generation.watermark_detector",
+    "WatermarkingConfig": "jaxpipe.generation.watermarking",
     "pipeline": "jaxpipe.pipelines",
     "set_seed": "jaxpipe.common.random",
 }

@@ -58,7 +58,8 @@ def pipeline(
         model_kwargs: more arguments of ``from_pretrained``.
         pipeline_class: a subclass of `Pipeline` instead of the task's own.
         **kwargs: ``mesh``, ``max_memory``, ``attn_implementation``; Hub arguments (``cache_dir``,
-            ``local_files_only``, ``force_download``, ``subfolder``, ``variant``); ``batch_size``,
+            ``local_files_only``, ``force_download``, ``subfolder``, ``variant``); ``assistant_model``, a loaded model
+            or the name of one that proposes tokens to the model (see `generate`); ``batch_size``,
             ``progress_bar``; and defaults of the parameters of calls.
 
     Returns:
@@ -101,6 +102,8 @@ def pipeline(
     if getattr(chosen, "_load_tokenizer", None) is not False:
         local = {name: value for name, value in hub.items() if name in ("token", "cache_dir", "local_files_only")}
         kwargs["tokenizer"] = _load_tokenizer(tokenizer, checkpoint, ready, chosen, local)
+    if isinstance(kwargs.get("assistant_model"), (str, Path)):
+        _load_assistant(kwargs, ready, hub)
     return chosen(model=ready, task=task, **kwargs)
 
 
@@ -233,6 +236,23 @@ def _load_model(
                 raise
             refused.append(f"{getattr(auto, '__name__', auto)}: {error}")
     raise ValueError(f"{checkpoint.name!r} could not be loaded for {task!r}:\n" + "\n".join(refused))
+
+
+def _load_assistant(kwargs: dict[str, Any], model: Any, hub: Mapping[str, Any]) -> None:
+    """Loads the assistant model that `kwargs` names to where the model lies, in its dtype; and its tokenizer, where
+    the size of its vocabulary is another.
+    """
+    from jaxpipe import auto
+    from jaxpipe.tokenization import AutoTokenizer
+
+    where = {name: value for name, value in hub.items() if name in ("token", "cache_dir", "local_files_only")}
+    has_encoder = getattr(model.config, "is_encoder_decoder", False)
+    loader = auto.AutoModelForSeq2SeqLM if has_encoder else auto.AutoModelForCausalLM
+    name = kwargs["assistant_model"]
+    assistant = loader.from_pretrained(name, dtype=model.dtype, mesh=model.mesh, **where)
+    kwargs["assistant_model"] = assistant
+    if kwargs.get("assistant_tokenizer") is None and assistant.config.vocab_size != model.config.vocab_size:
+        kwargs["assistant_tokenizer"] = AutoTokenizer.from_pretrained(name, **where)
 
 
 def _point_to_task(error: ValueError, checkpoint: Checkpoint, task: str, classes: tuple[Any, ...]) -> None:

@@ -13,6 +13,7 @@ from jaxpipe.pipelines.base import Parameters
 from jaxpipe.pipelines.ends import Ends, total_length
 from jaxpipe.pipelines.generating import GeneratingPipeline
 from jaxpipe.pipelines.inputs import Inputs, described
+from jaxpipe.pipelines.streaming import StreamPlan, cleans_spaces
 
 
 class ReturnType(enum.Enum):
@@ -186,6 +187,23 @@ class Text2TextGenerationPipeline(GeneratingPipeline):
         preprocess["advice"] = {"given": given, "said": False}
         return preprocess, forward, postprocess
 
+    def _stream_plan(self, item: Any, parameters: dict[str, Any], settled: Parameters, whole: bool) -> StreamPlan:
+        if settled[2].get("return_type", ReturnType.TEXT) is ReturnType.TENSORS:
+            raise ValueError("stream gives text; leave return_tensors= and return_type= out.")
+        clean_up = settled[2].get("clean_up_tokenization_spaces", False)
+        key = f"{self.return_name}_text"
+        return StreamPlan(
+            first="",
+            decode=lambda ids: self._text(ids, clean_up),
+            keeps_prompt=True,  # the answer is decoded with the token that the decoder starts from
+            cleans=cleans_spaces(self.tokenizer, clean_up),
+            run=lambda streamer: self(item, **parameters, streamer=streamer)[0][key],
+            whole=whole,
+        )
+
+    def _text(self, ids: list[int], clean_up: bool) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=clean_up)
+
     def _default_batch_size(self, arranged: Inputs, forward: Mapping[str, Any]) -> int:
         if forward.get("streamer") is not None:
             return 1
@@ -259,10 +277,7 @@ class Text2TextGenerationPipeline(GeneratingPipeline):
             if return_type is ReturnType.TENSORS:
                 records.append({f"{self.return_name}_token_ids": ids})
                 continue
-            text = self.tokenizer.decode(
-                ids, skip_special_tokens=True, clean_up_tokenization_spaces=clean_up_tokenization_spaces
-            )
-            records.append({f"{self.return_name}_text": text})
+            records.append({f"{self.return_name}_text": self._text(ids, clean_up_tokenization_spaces)})
         return records
 
 

@@ -7,11 +7,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxpipe.common.errors import nearest
+from jaxpipe.generation.kept import LastConversation
+from jaxpipe.model import PreTrainedModel
 from jaxpipe.pipelines.base import Parameters
 from jaxpipe.pipelines.batching import Side
 from jaxpipe.pipelines.ends import Ends, total_length
 from jaxpipe.pipelines.generating import GeneratingPipeline
 from jaxpipe.pipelines.inputs import Chat, Inputs, described, is_message, peek
+from jaxpipe.pipelines.streaming import StreamPlan, cleans_spaces
 
 
 class ReturnType(enum.Enum):
@@ -56,6 +59,7 @@ class TextGenerationPipeline(GeneratingPipeline):
         if tokenizer is None:
             raise ValueError("text-generation needs a tokenizer: give tokenizer=.")
         super().__init__(model, tokenizer, task, **parameters)
+        self._conversation = LastConversation()
 
     def __call__(self, text_inputs: Any, **parameters: Any) -> Any:
         """Continues text.
@@ -180,6 +184,37 @@ class TextGenerationPipeline(GeneratingPipeline):
             forward.setdefault("tokenizer", self.tokenizer)
         postprocess["ends"] = Ends(given, self.tokenizer)
         return preprocess, forward, postprocess
+
+    def _stream_plan(self, item: Any, parameters: dict[str, Any], settled: Parameters, whole: bool) -> StreamPlan:
+        preprocess, _, postprocess = settled
+        kind = postprocess.get("return_type", ReturnType.FULL_TEXT)
+        if kind is ReturnType.TENSORS:
+            raise ValueError("stream gives text; leave return_tensors= and return_type= out.")
+        returned = ("return_full_text", "return_text", "return_tensors", "return_type")
+        own = {name: value for name, value in parameters.items() if name not in returned}
+        # An empty prompt begins with a token that its text may show.
+        keeps_prompt = item == "" and self.preprocess(item, **preprocess)["no_tokens"]
+        return StreamPlan(
+            first=item if isinstance(item, str) and kind is ReturnType.FULL_TEXT else "",
+            decode=lambda ids: self._text(ids, **postprocess),
+            keeps_prompt=keeps_prompt,
+            cleans=cleans_spaces(self.tokenizer, postprocess.get("clean_up_tokenization_spaces")),
+            run=lambda streamer: self(item, **own, return_full_text=False, streamer=streamer)[0]["generated_text"],
+            whole=whole,
+        )
+
+    def _text(
+        self,
+        ids: list[int],
+        clean_up_tokenization_spaces: bool | None = None,
+        skip_special_tokens: bool | None = None,
+        **_: Any,
+    ) -> str:
+        return self.tokenizer.decode(
+            ids,
+            skip_special_tokens=True if skip_special_tokens is None else skip_special_tokens,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+        )
 
     def _lengths_with_prefix(self, preprocess: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
         """Total lengths, unlike numbers of new tokens, have to count the prefix."""
@@ -309,6 +344,7 @@ class TextGenerationPipeline(GeneratingPipeline):
     def _forward(self, model_inputs: dict[str, Any], **arguments: Any) -> dict[str, Any]:
         rows, length = model_inputs["input_ids"].shape
         arguments = self._with_new_tokens(arguments, model_inputs["prompt_tokens"])
+        arguments = self._with_last_turn(arguments, model_inputs["prompt"])
         output = self.model.generate(
             input_ids=model_inputs["input_ids"], attention_mask=model_inputs["attention_mask"], **arguments
         )
@@ -324,6 +360,14 @@ class TextGenerationPipeline(GeneratingPipeline):
                 stacked = np.stack([np.asarray(step, np.float32) for step in steps], axis=1)  # (B n, new tokens, V)
                 outputs[name] = stacked.reshape(rows, -1, *stacked.shape[1:])
         return outputs
+
+    def _with_last_turn(self, arguments: dict[str, Any], prompts: list[Any]) -> dict[str, Any]:
+        """Returns the arguments of generate with the cache of the last chat, whose next turn a single chat may be."""
+        given = any(arguments.get(name) is not None for name in ("past_key_values", "prefix_cache"))
+        one = len(prompts) == 1 and isinstance(prompts[0], Chat)
+        if given or not one or not isinstance(self.model, PreTrainedModel):
+            return arguments
+        return {**arguments, "past_key_values": self._conversation}
 
     def _with_new_tokens(self, arguments: dict[str, Any], lengths: list[int]) -> dict[str, Any]:
         """Returns the arguments of generate with a total length turned into new tokens, where prompts differ in length.
@@ -355,11 +399,8 @@ class TextGenerationPipeline(GeneratingPipeline):
             if return_type is ReturnType.TENSORS:
                 records.append({"generated_token_ids": own + new})
                 continue
-            text = self.tokenizer.decode(
-                own + new if model_outputs["no_tokens"] else new,
-                skip_special_tokens=True if skip_special_tokens is None else skip_special_tokens,
-                clean_up_tokenization_spaces=clean_up_tokenization_spaces,
-            )
+            ids = own + new if model_outputs["no_tokens"] else new
+            text = self._text(ids, clean_up_tokenization_spaces, skip_special_tokens)
             full = return_type is ReturnType.FULL_TEXT
             record = {"generated_text": _joined(prompt, text, continue_final_message) if full else text}
             for name in ("scores", "logits"):
