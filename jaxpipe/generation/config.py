@@ -256,7 +256,8 @@ class GenerationConfig:
 
     def settings(self) -> dict[str, Any]:
         """The settings that are set, without the file's own entries."""
-        return {name: value for name, value in self.to_diff_dict().items() if name in FIELDS}
+        values = {name: getattr(self, name) for name in FIELDS}
+        return copy.deepcopy({name: value for name, value in values.items() if value is not None})
 
     def _assign(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():

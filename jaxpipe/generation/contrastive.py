@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from jaxpipe.generation.beam_cache import pick_beams, repeat_cache
-from jaxpipe.generation.loop import Choice, DecodeState, read_state, write
+from jaxpipe.generation.loop import Choice, DecodeState, decode_steps, read_state, write
 from jaxpipe.generation.processors import process
 from jaxpipe.nn.cache import DENSE, Cache, CacheLayout, slots_of
 from jaxpipe.nn.functional import Functional, Leaves
@@ -169,13 +169,10 @@ def make_contrastive(
             units=lax.dynamic_update_slice(state.units, pick_beams(units, index), (0, slot, 0)),
         )
 
-    def decode(leaves: Leaves, state: ContrastiveState, choice: Choice, steps: Array) -> tuple[ContrastiveState, Array]:
-        last = state.step + steps
-
-        def unfinished(state: ContrastiveState) -> Array:
-            return (state.step < last) & ~jnp.all(state.done)
-
-        state = lax.while_loop(unfinished, lambda state: step(leaves, state, choice), state)
+    def decode(
+        leaves: Leaves, state: ContrastiveState, choice: Choice, steps: Array | None
+    ) -> tuple[ContrastiveState, Array]:
+        state = decode_steps(lambda state: step(leaves, state, choice), state, steps)
         return state, state.current
 
     start_jit, decode_jit = jax.jit(start, static_argnums=(6, 7, 8)), jax.jit(decode, donate_argnums=1)

@@ -1,7 +1,7 @@
 """`generate`: the host's side of generation, around the two jitted functions of `loop`."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,28 +14,24 @@ from jaxpipe.generation.buckets import batch_bucket, cache_bucket, length_bucket
 from jaxpipe.generation.chunked import Reader
 from jaxpipe.generation.config import GenerationConfig, resolve
 from jaxpipe.generation.continuing import Continuation
-from jaxpipe.generation.filled import Filled, begin
-from jaxpipe.generation.growth import cache_sizes, grow
 from jaxpipe.generation.guidance import NEGATIVE_PROMPTS, guide
 from jaxpipe.generation.inputs import Prompts, check_prompts
 from jaxpipe.generation.kept import LastConversation, PastKeyValues
-from jaxpipe.generation.loop import Choice, DecodeState, next_logits, read_prompts
-from jaxpipe.generation.outputs import GenerateOutput, output_class
-from jaxpipe.generation.packing import Packed, pack, place_rows
+from jaxpipe.generation.loop import next_logits, read_prompts
+from jaxpipe.generation.outputs import GenerateOutput
+from jaxpipe.generation.packing import Packed, pack
 from jaxpipe.generation.prefix_cache import PrefixCache
-from jaxpipe.generation.processors import check_logits
-from jaxpipe.generation.processors_user import NOTHING, Given, given_processors, processors_of_call, user_processors
+from jaxpipe.generation.processors_user import NOTHING, Given, given_processors, processors_of_call
 from jaxpipe.generation.recording import make_recording, recorder_of
-from jaxpipe.generation.sampling import row_keys
+from jaxpipe.generation.run import Run, SpeculativeRun
 from jaxpipe.generation.searches import search_of
 from jaxpipe.generation.settle import Settled
 from jaxpipe.generation.speculative_checks import check_speculation
 from jaxpipe.generation.speculative_run import Speculation, Speculator, make_speculation
-from jaxpipe.generation.stopping import HostStops, MaxTime, StoppingCriterion, StopStrings, eos_array
-from jaxpipe.generation.strategies import Strategies, contrast_of
+from jaxpipe.generation.stopping import HostStops, MaxTime, StoppingCriterion, StopStrings
+from jaxpipe.generation.strategies import Strategies
 from jaxpipe.generation.streamers import BaseStreamer
 from jaxpipe.models.config import ModelConfig
-from jaxpipe.nn.cache import CacheLayout
 from jaxpipe.nn.functional import Functional, Leaves
 from jaxpipe.sharding.mesh import data_degree, use_mesh
 
@@ -59,7 +55,7 @@ class Generator:
         read: Callable[..., Any] = read_prompts,
         forward: Callable[..., Any] = next_logits,
     ):
-        self._functional, self._leaves, self._config = functional, leaves, config
+        self.functional, self.leaves, self.config = functional, leaves, config
         self.strategies = Strategies(functional, leaves, config, read, forward)
         self._recording = make_recording(functional, read, forward)
         self._calls = read, forward
@@ -121,16 +117,16 @@ class Generator:
         """
         negative_ids, negative_mask = (kwargs.pop(name, None) for name in NEGATIVE_PROMPTS)
         prompts = self.prompts(input_ids, attention_mask, defaults, generation_config, kwargs)
-        max_positions = getattr(self._config, "max_position_embeddings", None)
+        max_positions = getattr(self.config, "max_position_embeddings", None)
         settled = resolve(
             generation_config, defaults, kwargs, prompt_length=prompts.ids.shape[1], max_positions=max_positions
         )
-        prompts = guide(prompts, negative_ids, negative_mask, self._config.limits(), settled)
+        prompts = guide(prompts, negative_ids, negative_mask, self.config.limits(), settled)
         self.strategies.check(settled, prompts)
         speculative = self._speculates(settled, prompts, assistant_model, (tokenizer, assistant_tokenizer))
-        recorder = recorder_of(self._recording, self._config, settled, self._leaves, alone=not speculative)
+        recorder = recorder_of(self._recording, self.config, settled, self.leaves, alone=not speculative)
         engine: Generator = self if recorder is None else recorder.engine(self)
-        prompts.check_room(settled.max_new_tokens, self._config.longest_input(), self._config.model_type)
+        prompts.check_room(settled.max_new_tokens, self.config.longest_input(), self.config.model_type)
         if streamer is not None:
             _check_streamed(len(prompts.rows), settled)
         criteria = tuple(stopping_criteria or ())
@@ -143,7 +139,7 @@ class Generator:
         plain = recorder is None and not speculative
         held = self._continuation(settled, past_key_values, prefix_cache, plain=plain)
         prompts = held.prompts(prompts)
-        with use_mesh(self._functional.mesh), given_processors(logits_processor, prefix_allowed_tokens_fn) as given:
+        with use_mesh(self.functional.mesh), given_processors(logits_processor, prefix_allowed_tokens_fn) as given:
             if settled.num_beams > 1:
                 search = engine._search(prompts, settled, items, choice_seed, given)
                 search.step_by_step(stops) if stops or recorder else search.to_end()
@@ -151,9 +147,9 @@ class Generator:
                 return output if recorder is None else recorder.fill(output, prompts)
             rows = prompts.repeated(settled.num_return_sequences)
             if speculative:
-                run = _SpeculativeRun(self, rows, settled, items, choice_seed, given, assistant=assistant_model)
+                run = SpeculativeRun(self, rows, settled, items, choice_seed, given, assistant=assistant_model)
             else:
-                run = _Run(engine, rows, settled, items, choice_seed, given)
+                run = Run(engine, rows, settled, items, choice_seed, given)
             at_once = streamer is None and not stops and recorder is None
             new = run.to_end() if at_once else run.step_by_step(streamer, stops)
         output = held.keep(run.output(new), run, rows)
@@ -161,40 +157,40 @@ class Generator:
 
     def _continuation(self, settled: Settled, past: Any = None, prefixes: Any = None, *, plain: bool) -> Continuation:
         plain = plain and self.strategies.of(settled) is self.strategies.plain
-        return Continuation(self.reader, self._config.model_type, settled, past, prefixes, plain=plain)
+        return Continuation(self.reader, self.config.model_type, settled, past, prefixes, plain=plain)
 
     def _speculates(
         self, settled: Settled, prompts: Prompts, assistant: Assistant | None, tokenizers: tuple[Any, Any]
     ) -> bool:
-        model = self._functional, self._leaves, self._config
+        model = self.functional, self.leaves, self.config
         return check_speculation(settled, prompts, *model, assistant, tokenizers)
 
     def as_assistant(self, defaults: GenerationConfig, name: str) -> Assistant:
         """Returns what `generate` of another model takes as ``assistant_model``."""
-        return Assistant(self._functional, self._leaves, self._config, *self._calls, defaults, name)
+        return Assistant(self.functional, self.leaves, self.config, *self._calls, defaults, name)
 
     def speculator(self, settled: Settled, assistant: Assistant | None) -> Speculator:
         """Returns the speculative decoding of one call, with an assistant or by prompt lookup."""
         key = 0 if assistant is None else id(assistant.functional)  # which the functions hold, so that it stays its own
         if key not in self._speculations:
             own = None if assistant is None else assistant._replace(leaves=[])
-            vocab_size = self._config.vocab_size
-            self._speculations[key] = make_speculation(self._functional, self._calls[1], own, vocab_size)
-        return Speculator(self._speculations[key], self._leaves, assistant, settled)
+            vocab_size = self.config.vocab_size
+            self._speculations[key] = make_speculation(self.functional, self._calls[1], own, vocab_size)
+        return Speculator(self._speculations[key], self.leaves, assistant, settled)
 
     def _search(
         self, prompts: Prompts, settled: Settled, items: Sequence[int], seed: int, given: Given = NOTHING
     ) -> BeamRun:
         packed = self.pack(prompts, settled.max_new_tokens)
         return search_of(self.strategies.of(settled), settled)(
-            self._leaves,
+            self.leaves,
             packed,
             settled,
-            vocab_size=self._config.vocab_size,
-            processors=processors_of_call(settled, packed, self._config.vocab_size, self._functional.mesh, given),
+            vocab_size=self.config.vocab_size,
+            processors=processors_of_call(settled, packed, self.config.vocab_size, self.functional.mesh, given),
             items=items,
             seed=seed,
-            mesh=self._functional.mesh,
+            mesh=self.functional.mesh,
         )
 
     def pack(self, prompts: Prompts, max_new_tokens: int) -> Packed:
@@ -203,7 +199,7 @@ class Generator:
             packed = self.reader.pack(prompts, max_new_tokens, prompts.reading)
             if packed is not None:
                 return packed
-        mesh = self._functional.mesh
+        mesh = self.functional.mesh
         rows, width = batch_bucket(len(prompts.rows), data_degree(mesh)), self.width(prompts)
         slots = cache_bucket(width + max_new_tokens)
         return pack(prompts, self.inputs(prompts, rows), rows=rows, width=width, slots=slots, mesh=mesh)
@@ -217,7 +213,7 @@ class Generator:
         kwargs: dict[str, Any],
     ) -> Prompts:
         """Checks the arrays of a call; those among `kwargs` are taken out of it."""
-        return check_prompts(input_ids, attention_mask, self._config.limits(), defaults, generation_config, kwargs)
+        return check_prompts(input_ids, attention_mask, self.config.limits(), defaults, generation_config, kwargs)
 
     def blank_prompts(self, batch: int, length: int, defaults: GenerationConfig) -> Prompts:
         """Makes prompts of a shape, to compile for."""
@@ -238,6 +234,7 @@ class Generator:
         batch_sizes: Sequence[int] = (1,),
         prompt_lengths: Sequence[int] = (128,),
         max_new_tokens: int = 256,
+        streamed: bool = False,
         assistant_model: Assistant | None = None,
         **kwargs: Any,
     ) -> dict[str, float]:
@@ -248,6 +245,7 @@ class Generator:
             batch_sizes: numbers of rows.
             prompt_lengths: in tokens.
             max_new_tokens: of the calls to come; the cache's bucket depends on it.
+            streamed: the calls to come have a streamer, stop strings or stopping criteria; without beams.
             assistant_model: of the calls to come.
             kwargs: further settings, such as ``do_sample``.
 
@@ -260,230 +258,28 @@ class Generator:
                 prompts = self.blank_prompts(batch, length, defaults)
                 settings = {**kwargs, "max_new_tokens": max_new_tokens}
                 settled = resolve(None, defaults, settings, prompt_length=prompts.ids.shape[1])
-                prompts = guide(prompts, None, None, self._config.limits(), settled)
+                prompts = guide(prompts, None, None, self.config.limits(), settled)
                 self.strategies.check(settled, prompts)
                 speculative = self._speculates(settled, prompts, assistant_model, (None, None))
                 prompts = self._continuation(settled, plain=not speculative).prompts(prompts)
-                with use_mesh(self._functional.mesh):
+                with use_mesh(self.functional.mesh):
                     start = time.perf_counter()
                     if settled.num_beams > 1:
                         run = self._search(prompts, settled, range(batch), 0)
                     else:
                         rows, items = prompts.repeated(settled.num_return_sequences), range(batch)
                         if speculative:
-                            run = _SpeculativeRun(self, rows, settled, items, 0, assistant=assistant_model)
+                            run = SpeculativeRun(self, rows, settled, items, 0, assistant=assistant_model)
                         else:
-                            run = _Run(self, rows, settled, items, 0)
+                            run = Run(self, rows, settled, items, 0)
                     jax.block_until_ready(run.state)
                     middle = time.perf_counter()
                     seconds[f"prefill {run.packed.rows}x{length_bucket(length)}"] = middle - start
-                    for slots in run.compile():
+                    for slots in run.compile() if isinstance(run, BeamRun) else run.compile(streamed):
                         end = time.perf_counter()
                         seconds[f"decode {run.packed.rows}x{slots}"] = end - middle
                         middle = end
         return seconds
-
-
-class _Run:
-    """One call of `generate`: prefilled when made, then decoded to the end or step by step."""
-
-    _ahead = 0  # tokens that a step writes beyond those that are kept
-
-    def __init__(
-        self,
-        generator: Generator,
-        prompts: Prompts,
-        settled: Settled,
-        items: Sequence[int],
-        seed: int,
-        given: Given = NOTHING,
-    ):
-        self._generator, self._prompts, self._settled = generator, prompts, settled
-        self.packed = self._pack(given)
-        record = tuple(name for name in ("scores", "logits") if self._records(name))
-        n, count = settled.num_return_sequences, len(prompts.rows)
-        keys = None
-        if settled.do_sample:
-            fill = self.packed.rows - count
-            item = np.pad(np.repeat(np.asarray(items), n), (0, fill))
-            number = np.pad(np.tile(np.arange(n), count // n), (0, fill))
-            keys = place_rows(row_keys(seed, item, number), generator._functional.mesh)
-        self.pad_id = settled.pad_token_id if settled.pad_token_id is not None else 0
-        self._choice = Choice(
-            processors_of_call(settled, self.packed, generator._config.vocab_size, generator._functional.mesh, given),
-            keys,
-            eos_array(settled.eos_token_ids),
-            np.int32(self.pad_id),
-            settled.do_sample,
-            record,
-            contrast_of(settled),
-        )
-        recorded = length_bucket(settled.max_new_tokens + self._ahead) if record else 0
-        strategy = generator.strategies.of(settled)
-        self._decode = strategy.decode
-        self._sizes, layout = self._cache_sizes()
-        inputs, ids, lengths, idle = self.packed.arrays
-        rest = ids, lengths, idle, self._choice, self._sizes[0], recorded
-        self.state: DecodeState
-        if isinstance(inputs, Filled):
-            self.state = begin(inputs, *rest)
-        else:
-            self.state = strategy.prefill(generator._leaves, inputs, *rest, layout)
-
-    def _pack(self, given: Given) -> Packed:
-        return self._generator.pack(self._prompts, self._settled.max_new_tokens)
-
-    def _cache_sizes(self) -> tuple[tuple[int, ...], CacheLayout]:
-        return cache_sizes(self.packed, self._settled)
-
-    def _records(self, name: str) -> bool:
-        return self._settled.return_dict_in_generate and getattr(self._settled, f"output_{name}")
-
-    def advance(self, steps: int) -> jax.Array:
-        """Decodes up to `steps` tokens more; returns the last tokens (B,)."""
-        self.state, last = self._decode(self._generator._leaves, self.state, self._choice, np.int32(steps))
-        return last
-
-    def compile(self) -> Iterator[int]:
-        """Compiles the decode for every length that the cache may have, and runs it for no step; yields the lengths."""
-        for slots in self._sizes:
-            self._grow(slots)
-            jax.block_until_ready(self.advance(0))
-            yield slots
-
-    def _grow(self, slots: int) -> None:
-        if self.state.tokens.shape[1] < slots:
-            self.state = grow(self.state, slots)
-
-    def _room(self, slots: int) -> int:
-        """New tokens that a cache has slots for, no more than are asked for."""
-        return min(slots - self.packed.width, self._settled.max_new_tokens)
-
-    def to_end(self) -> np.ndarray:
-        """Decodes all tokens in one dispatch, or in one for each length of a growing cache; returns them (B, new)."""
-        new = 1  # the prefill's
-        for slots in self._sizes:
-            if new > 1 and self._settled.eos_token_ids and np.asarray(self.state.done).all():
-                break  # where rows can end, the host waits between two dispatches, lest it grow a cache for nothing
-            self._grow(slots)
-            room = self._room(slots)
-            if room > new:
-                self.advance(room - new)
-            new = room
-        steps = int(self.state.step)
-        width = self.packed.width
-        return np.asarray(self.state.tokens)[: len(self._prompts.rows), width : width + steps]
-
-    def _tokens(self) -> Iterator[np.ndarray]:
-        """Yields each step's tokens (B,); the next step runs while the host works on this one's."""
-        count = len(self._prompts.rows)
-        last: Any = np.asarray(self.state.current)  # read before the state is donated to the next step
-        sizes = iter(self._sizes)
-        room = self._room(next(sizes))
-        for step in range(self._settled.max_new_tokens):
-            if step + 1 == room < self._settled.max_new_tokens:
-                self._grow(slots := next(sizes))
-                room = self._room(slots)
-            following = self.advance(1) if step + 1 < self._settled.max_new_tokens else None
-            yield np.asarray(last)[:count]
-            last = following
-
-    def step_by_step(self, streamer: BaseStreamer | None, stops: HostStops) -> np.ndarray:
-        """Decodes with the host reading every token; returns the new tokens (B, new)."""
-        prompts = self._prompts
-        if streamer is not None:
-            streamer.put(prompts.ids)
-        try:
-            return self._answer(streamer, stops)
-        finally:
-            if streamer is not None:
-                streamer.end()  # also after an error, so that nobody waits for more
-
-    def _answer(self, streamer: BaseStreamer | None, stops: HostStops) -> np.ndarray:
-        prompts = self._prompts
-        done = np.zeros(len(prompts.rows), bool)
-        new = np.zeros((len(prompts.rows), 0), np.int32)
-        for tokens in self._tokens():
-            tokens = np.where(done, self.pad_id, tokens).astype(np.int32)
-            new = np.concatenate([new, tokens[:, None]], axis=1)
-            if streamer is not None:
-                streamer.put(tokens)
-            done |= np.isin(tokens, self._settled.eos_token_ids)
-            if stops:
-                rows = [np.concatenate([row, answer]) for row, answer in zip(prompts.rows, new, strict=True)]
-                done |= stops.stopped(np.concatenate([prompts.ids, new], axis=1), rows, new.shape[1])
-            if done.all():
-                break
-        return new
-
-    def output(self, new: np.ndarray) -> jax.Array | GenerateOutput:
-        """Joins prompts and new tokens (B, new) into what `generate` returns.
-
-        Raises:
-            ValueError: the logits of a row were NaN.
-        """
-        broken = np.asarray(self.state.broken)[: len(new)]
-        check_logits(np.logical_or.reduce(broken.reshape(-1, self._settled.num_return_sequences), axis=1))
-        mesh = self._generator._functional.mesh
-        sequences = jax.device_put(np.concatenate([self._prompts.ids, new], axis=1), mesh.devices.flat[0])
-        if not self._settled.return_dict_in_generate:
-            return sequences
-        recorded = {
-            name: tuple(np.asarray(values)[: len(new), i] for i in range(new.shape[1]))
-            for name, values in self.state.recorded.items()
-        }
-        made = output_class(beams=False, encoder_decoder=self._prompts.source_rows() is not None)
-        return made(sequences=sequences, **recorded)
-
-
-class _SpeculativeRun(_Run):
-    """A run whose steps choose several tokens; see `speculative`."""
-
-    def __init__(
-        self,
-        generator: Generator,
-        prompts: Prompts,
-        settled: Settled,
-        items: Sequence[int],
-        seed: int,
-        given: Given = NOTHING,
-        *,
-        assistant: Assistant | None,
-    ):
-        self._speculator = generator.speculator(settled, assistant)
-        self._ahead = self._speculator.rule.width
-        super().__init__(generator, prompts, settled, items, seed, given)
-        self._speculator.begin(self.state, self.packed, self._choice)
-        self.state = self._speculator.state
-
-    def _pack(self, given: Given) -> Packed:
-        speculator, count = self._speculator, len(self._prompts.rows)
-        packed = self._generator.pack(self._prompts, self._settled.max_new_tokens + speculator.spare(count))
-        # Processors see all places of all rows at once.
-        shape = packed.rows * speculator.rule.width, packed.slots
-        user_processors(given.functions, shape, self._generator._config.vocab_size)
-        return packed
-
-    def _cache_sizes(self) -> tuple[tuple[int, ...], CacheLayout]:
-        # A ring cannot go back.
-        return (self.packed.slots,), CacheLayout(ring=False, stored=self._settled.cache_dtype)
-
-    def compile(self) -> Iterator[int]:
-        """Compiles the decode, and runs it for no step; yields the length of the cache."""
-        jax.block_until_ready(self._speculator.advance(0))
-        yield self.packed.slots
-
-    def to_end(self) -> np.ndarray:
-        """Decodes all tokens; returns the new tokens (B, new)."""
-        return self._speculator.to_end(len(self._prompts.rows))
-
-    def _tokens(self) -> Iterator[np.ndarray]:
-        return self._speculator.tokens(len(self._prompts.rows))
-
-    def output(self, new: np.ndarray) -> Any:
-        """As of `_Run`."""
-        self.state = self._speculator.state
-        return super().output(new)
 
 
 def _check_streamed(prompts: int, settled: Settled) -> None:

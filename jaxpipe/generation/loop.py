@@ -228,21 +228,32 @@ def make_decode(
 
     `forward` calls the model, as `next_logits` does.
     Arguments of the returned function: the leaves; the state, donated; the choice; the number of
-    steps, traced, so that no count compiles anew. It returns the state and the last tokens (B,),
-    which stay readable when the state is donated to the next call.
+    steps as of `decode_steps`. It returns the state and the last tokens (B,), which stay readable when
+    the state is donated to the next call.
     """
 
-    def decode(leaves: Leaves, state: DecodeState, choice: Choice, steps: Array) -> tuple[DecodeState, Array]:
-        last = state.step + steps
-
-        def unfinished(state: DecodeState) -> Array:
-            return (state.step < last) & ~jnp.all(state.done)
-
+    def decode(leaves: Leaves, state: DecodeState, choice: Choice, steps: Array | None) -> tuple[DecodeState, Array]:
         def step(state: DecodeState) -> DecodeState:
             out = forward(functional, leaves, state.current[:, None], state.position[:, None], state.cache)
             return choose(out.logits[:, 0], replace(state, cache=out.cache), choice)
 
-        state = lax.while_loop(unfinished, step, state)
+        state = decode_steps(step, state, steps)
         return state, state.current
 
     return jax.jit(decode, donate_argnums=1)
+
+
+def decode_steps(step: Callable[[State], State], state: State, steps: Array | None) -> State:
+    """Goes up to `steps` steps, fewer once all rows ended; traced, so that no number compiles anew.
+
+    None stands for one step without a loop. A GPU's loop has the host wait for its condition; a step without one is
+    only queued, and while it runs the host reads the last one's tokens and queues the next.
+    """
+    if steps is None:
+        return step(state)
+    last = state.step + steps
+
+    def unfinished(state: State) -> Array:
+        return (state.step < last) & ~jnp.all(state.done)
+
+    return lax.while_loop(unfinished, step, state)

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxpipe.generation.beam import BeamChoice, BeamState, Candidates, make_beams
 from jaxpipe.generation.inputs import Prompts
-from jaxpipe.generation.loop import Choice, DecodeState, choose, make_prefill
+from jaxpipe.generation.loop import Choice, DecodeState, make_decode, make_prefill
 from jaxpipe.generation.settle import Settled
 from jaxpipe.generation.strategies import Strategy
 from jaxpipe.models.config import ModelConfig
@@ -89,14 +89,6 @@ class Recording:
 def make_recording(functional: Functional, read: Callable[..., Any], forward: Callable[..., Any]) -> Recording:
     """Makes the functions of a model; `read` and `forward` call it, as `read_prompts` and `next_logits` do."""
 
-    def one_step(functional: Functional, _: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def decode(leaves: Leaves, state: DecodeState, choice: Choice) -> tuple[DecodeState, Array]:
-            out = forward(functional, leaves, state.current[:, None], state.position[:, None], state.cache)
-            state = choose(out.logits[:, 0], replace(state, cache=out.cache), choice)
-            return state, state.current
-
-        return decode
-
     def with_marks(make: Callable[..., Callable[..., Any]], **jit: Any) -> Callable[..., Any]:
         def traced(states: bool, weights: bool, *args: Any) -> Any:
             kept: list[Marks] = []
@@ -114,7 +106,7 @@ def make_recording(functional: Functional, read: Callable[..., Any], forward: Ca
     return Recording(
         layers=lambda leaves: functional.module(leaves).cache_layers(),
         prefill=with_marks(lambda told, read, _: unjitted(make_prefill(told, read)), **prefill),
-        decode=with_marks(one_step, **step),
+        decode=with_marks(lambda told, _, forward: unjitted(make_decode(told, forward)), **step),
         prefill_beams=with_marks(lambda *made: unjitted(make_beams(*made).prefill), **prefill),
         advance=with_marks(lambda *made: unjitted(make_beams(*made).advance), **step),
     )
@@ -193,7 +185,7 @@ class Recorder:
             return self._note(*recording.prefill(*dense(*args)))
 
         def decode(leaves: Leaves, state: DecodeState, choice: Choice, steps: Any) -> tuple[DecodeState, Array]:
-            return self._note(*recording.decode(*switches, leaves, state, choice))
+            return self._note(*recording.decode(*switches, leaves, state, choice, None))
 
         def prefill_beams(*args: Any) -> tuple[BeamState, Candidates]:
             return self._note(*recording.prefill_beams(*dense(*args)))

@@ -68,15 +68,15 @@ class Seq2SeqGenerator(Generator):
         Raises:
             ValueError: shapes or ids are wrong, an input is too long, or there is no token to start from.
         """
-        limits = self._config.limits()
+        limits = self.config.limits()
         given = kwargs.pop("decoder_input_ids", None)
         if input_ids is None:
             raise ValueError("generate needs input_ids, which the encoder reads.")
         source, mask = check_source(input_ids, attention_mask, limits, defaults, generation_config, kwargs)
-        longest = self._config.longest_input()
+        longest = self.config.longest_input()
         if longest is not None and source.shape[1] > longest:
             raise ValueError(
-                f"input_ids has {source.shape[1]} tokens, but {self._config.model_type!r} has positions for {longest}; "
+                f"input_ids has {source.shape[1]} tokens, but {self.config.model_type!r} has positions for {longest}; "
                 "truncate them (truncation=True in the tokenizer or pipeline)."
             )
         start = self._start(lambda name: setting(name, defaults, generation_config, kwargs))
@@ -96,7 +96,7 @@ class Seq2SeqGenerator(Generator):
                 continue
             if isinstance(start, list | tuple) and len(start) == 1:
                 start = start[0]
-            limit = self._config.limits()["input_ids"]
+            limit = self.config.limits()["input_ids"]
             if isinstance(start, bool) or not isinstance(start, int | np.integer) or not 0 <= start < limit:
                 raise ValueError(f"{name}={start!r}: expected one token id from 0 to {limit - 1}.")
             return int(start)

@@ -7,6 +7,7 @@ that a cache costs what is filled of it, and keys and values in 8 bits are widen
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -44,6 +45,8 @@ def splits_of(programs: int, slots: int) -> int:
     return 1 << max(wanted, 1).bit_length() - 1
 
 
+# Jitted, so that the layers of a model share one trace and one lowering of it.
+@partial(jax.jit, static_argnames=("scale", "softcap", "splits", "interpret"))
 def decode_attention(
     q: Array,
     k: Array,

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from jaxpipe.common.logging import info_once
 from jaxpipe.kernels.compute import platform
 
 Array = jax.Array
 Gate = Callable[[Array, Array], Array]  # gate and up (..., F) -> activations (..., F)
+Products = Callable[[Array, Array, Array], Array]  # rows, choices and matrices, as of `gathered_products`
 
-# Gathering copies what it reads: worth it where the choices are no more than this part of the experts.
+# Gathering without the kernel of `few_experts` copies what it reads: worth it where the choices are no more than this
+# part of the experts.
 GATHERED_PART = 4
 # Most tokens for which every expert is applied to every token. Accelerators read the weights in the time of that many
 # products (on an H100 the dense form of 2048 tokens takes as long as the grouped one); a CPU does not.
@@ -49,7 +52,10 @@ def experts(x: Array, chosen: Array, shares: Array, weights: ExpertWeights) -> A
     Returns:
         (N, D) in x's dtype.
     """
-    if GATHERED_PART * chosen.size <= weights.down.shape[0]:
+    count = weights.down.shape[0]
+    if chosen.size < count and (products := _kernel(weights)):
+        return gathered_experts(x, chosen, shares, weights, products)
+    if GATHERED_PART * chosen.size <= count:
         return gathered_experts(x, chosen, shares, weights)
     most = DENSE_TOKENS_CPU if platform() == "cpu" else DENSE_TOKENS
     return (dense_experts if len(x) <= most else grouped_experts)(x, chosen, shares, weights)
@@ -68,16 +74,29 @@ def dense_experts(x: Array, chosen: Array, shares: Array, weights: ExpertWeights
     return jnp.einsum("end,ne->nd", out.astype(jnp.float32), share).astype(x.dtype)
 
 
-def gathered_experts(x: Array, chosen: Array, shares: Array, weights: ExpertWeights) -> Array:
-    """Reads the weights of the chosen experts only, once for every token that chose them."""
-    inside = (chosen >= 0) & (chosen < weights.down.shape[0])
-    where = jnp.where(inside, chosen, 0)  # (N, k)
-    y = jnp.einsum("nd,nkdcf->nkcf", x, weights.gate_up[where])  # (N, k, 2, F)
+def gathered_products(x: Array, chosen: Array, weights: Array) -> Array:
+    """The plain form of `few_experts.chosen_products`."""
+    inside = (chosen >= 0) & (chosen < len(weights))
+    x = jnp.broadcast_to(x, (*chosen.shape, x.shape[-1]))
+    out = jnp.einsum("nkd,nkdf->nkf", x, weights[jnp.where(inside, chosen, 0)])
+    return jnp.where(inside[..., None], out, 0)
+
+
+def gathered_experts(
+    x: Array, chosen: Array, shares: Array, weights: ExpertWeights, products: Products = gathered_products
+) -> Array:
+    """Reads the weights of the chosen experts only, once for every token that chose them.
+
+    `products` multiplies them, as `gathered_products` does.
+    """
+    count, width, _, features = weights.gate_up.shape
+    inside = (chosen >= 0) & (chosen < count)
+    y = products(x[:, None], chosen, weights.gate_up.reshape(count, width, 2 * features))
+    y = y.reshape(*chosen.shape, 2, features)
     if weights.gate_up_bias is not None:
-        y = y + weights.gate_up_bias[where]
+        y = y + weights.gate_up_bias[jnp.where(inside, chosen, 0)]
     h = weights.gate(y[:, :, 0], y[:, :, 1])  # (N, k, F)
-    out = jnp.einsum("nkf,nkfd->nkd", h, weights.down[where])
-    return _sum_by_shares(out, shares, inside).astype(x.dtype)
+    return _sum_by_shares(products(h, chosen, weights.down), shares, inside).astype(x.dtype)
 
 
 def grouped_experts(x: Array, chosen: Array, shares: Array, weights: ExpertWeights) -> Array:
@@ -114,6 +133,18 @@ def grouped_experts(x: Array, chosen: Array, shares: Array, weights: ExpertWeigh
     place = jnp.zeros_like(place).at[order].set(place)
     out = out.reshape(total * rows, -1).at[place].get(mode="clip").reshape(*chosen.shape, -1)
     return _sum_by_shares(out, shares, inside).astype(x.dtype)
+
+
+def _kernel(weights: ExpertWeights) -> Products | None:
+    """Returns the kernel that reads chosen weights in place; None where it does not apply."""
+    if platform() != "gpu":
+        return None
+    try:  # here, since Pallas takes a while to import and lowers through Triton on a GPU only
+        from jaxpipe.kernels import few_experts as few
+    except ImportError as error:
+        info_once(f"The kernel of few experts cannot be had from this version of JAX ({error}); XLA gathers instead.")
+        return None
+    return few.chosen_products if few.applies(weights.gate_up) else None
 
 
 def _block_rows(choices: int, count: int) -> int:

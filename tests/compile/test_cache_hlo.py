@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from jaxpipe.auto import AutoConfig, AutoModelForCausalLM
-from jaxpipe.generation.generate import _Run
 from jaxpipe.generation.inputs import Prompts
+from jaxpipe.generation.run import Run
 from jaxpipe.generation.settle import Settled
 from jaxpipe.sharding.mesh import use_mesh
 
 
+@pytest.mark.parametrize("steps", [np.int32(5), None], ids=["loop", "one step"])
 @pytest.mark.parametrize(
     ("kv_heads", "window", "stored"),
     [
@@ -23,7 +24,7 @@ from jaxpipe.sharding.mesh import use_mesh
         pytest.param(2, 100, "int8", marks=pytest.mark.full),
     ],
 )
-def test_a_step_copies_no_cache(kv_heads: int, window: int | None, stored: str | None) -> None:
+def test_a_step_copies_no_cache(kv_heads: int, window: int | None, stored: str | None, steps: np.int32 | None) -> None:
     config = AutoConfig.for_model(
         "mistral",
         vocab_size=64,
@@ -38,8 +39,8 @@ def test_a_step_copies_no_cache(kv_heads: int, window: int | None, stored: str |
     generator = model._generator
     settled = Settled(prompt_length=20, max_new_tokens=200, cache_dtype=stored)
     with use_mesh(model.mesh):
-        run = _Run(generator, Prompts.of(np.ones((3, 20), int), None), settled, range(3), 0)
-        compiled = generator.decode.lower(generator._leaves, run.state, run._choice, np.int32(5)).compile()
+        run = Run(generator, Prompts.of(np.ones((3, 20), int), None), settled, range(3), 0)
+        compiled = generator.decode.lower(generator.leaves, run.state, run._choice, steps).compile()
     leaves = jax.tree.leaves(run.state.cache.layers)
     assert compiled.memory_analysis().alias_size_in_bytes >= sum(x.nbytes for x in leaves)
     made = re.findall(r"= \w+\[([\d,]+)\]\S* (\S+)\(", compiled.as_text())

@@ -4,15 +4,17 @@ import re
 
 import jax
 import numpy as np
+import pytest
 
 from jaxpipe.auto import AutoConfig, AutoModelForCausalLM
-from jaxpipe.generation.generate import _Run
 from jaxpipe.generation.inputs import Prompts
+from jaxpipe.generation.run import Run
 from jaxpipe.generation.settle import Settled
 from jaxpipe.sharding.mesh import use_mesh
 
 
-def test_the_cache_is_donated_and_not_copied() -> None:
+@pytest.mark.parametrize("steps", [np.int32(5), None], ids=["loop", "one step"])
+def test_the_cache_is_donated_and_not_copied(steps: np.int32 | None) -> None:
     config = AutoConfig.for_model(
         "llama",
         vocab_size=64,
@@ -26,8 +28,8 @@ def test_the_cache_is_donated_and_not_copied() -> None:
     generator = model._generator
     settled = Settled(prompt_length=20, max_new_tokens=40)
     with use_mesh(model.mesh):
-        run = _Run(generator, Prompts.of(np.ones((3, 20), int), None), settled, range(3), 0)
-        lowered = generator.decode.lower(generator._leaves, run.state, run._choice, np.int32(5))
+        run = Run(generator, Prompts.of(np.ones((3, 20), int), None), settled, range(3), 0)
+        lowered = generator.decode.lower(generator.leaves, run.state, run._choice, steps)
     compiled = lowered.compile()
     cache = sum(leaf.nbytes for leaf in jax.tree.leaves(run.state.cache.layers))
     assert compiled.memory_analysis().alias_size_in_bytes >= cache

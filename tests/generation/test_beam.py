@@ -174,8 +174,8 @@ def test_each_prompt_is_read_once(model: PreTrainedModel) -> None:
     with use_mesh(model.mesh):
         prompts = generator.prompts(prompt(5, rows=4), None, model.generation_config, None, {})
         run = generator._search(prompts, settled, range(4), 0)
-        prefill = make_beams(generator._functional, read).prefill
-        state, _ = prefill.eval_shape(generator._leaves, *run.packed.arrays, run._choice, run.packed.slots, 0)
+        prefill = make_beams(generator.functional, read).prefill
+        state, _ = prefill.eval_shape(generator.leaves, *run.packed.arrays, run._choice, run.packed.slots, 0)
     assert shapes == [(4, 16)]
     assert state.cache.layers[0].keys.shape[0] == state.tokens.shape[0] == 12
 
@@ -261,7 +261,7 @@ def test_a_step_copies_no_cache(model: PreTrainedModel) -> None:
     with use_mesh(model.mesh):
         prompts = generator.prompts(prompt(20, rows=3), None, model.generation_config, None, {})
         run = generator._search(prompts, settled, range(3), 0)
-        compiled = generator.beams.decode.lower(generator._leaves, run.state, run.found, run._choice).compile()
+        compiled = generator.beams.decode.lower(generator.leaves, run.state, run.found, run._choice).compile()
     keys = run.state.cache.layers[0].keys
     assert keys.shape[:2] == (8, 128)
     shape = ",".join(map(str, keys.shape))

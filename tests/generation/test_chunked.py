@@ -79,7 +79,7 @@ def test_the_memory_is_that_of_a_chunk() -> None:
 
     def compiled(size: int) -> Any:
         filled = reader._empty(1, slots, None)
-        arguments = generator._leaves, filled, ids, lengths, np.int32(0)
+        arguments = generator.leaves, filled, ids, lengths, np.int32(0)
         return reader.read_chunk.lower(*arguments, size).compile().memory_analysis()
 
     with use_mesh(model.mesh):

@@ -13,7 +13,7 @@ import pytest
 from jaxpipe.auto import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from jaxpipe.common.logging import warn_once
 from jaxpipe.generation.config import GenerationConfig, resolve
-from jaxpipe.generation.generate import _Run
+from jaxpipe.generation.run import Run
 from jaxpipe.generation.settle import Settled
 from jaxpipe.generation.streamers import BaseStreamer
 from jaxpipe.model import PreTrainedModel
@@ -192,8 +192,8 @@ def test_a_step_copies_no_cache(model: PreTrainedModel) -> None:
     settled = Settled(prompt_length=20, max_new_tokens=90, penalty_alpha=0.5, candidates=4)
     with use_mesh(model.mesh):
         prompts = generator.prompts(prompt(20, rows=2), None, model.generation_config, None, {})
-        run = _Run(generator, prompts, settled, range(2), 0)
-        compiled = run._decode.lower(generator._leaves, run.state, run._choice, np.int32(3)).compile()
+        run = Run(generator, prompts, settled, range(2), 0)
+        compiled = run._decode.lower(generator.leaves, run.state, run._choice, np.int32(3)).compile()
     state: Any = run.state
     keys, units = state.cache.layers[0].keys, state.units
     assert keys.shape[0] == 8 and units.shape == (2, keys.shape[1], WIDTHS["hidden_size"])

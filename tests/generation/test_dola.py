@@ -11,7 +11,7 @@ import pytest
 
 from jaxpipe.auto import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from jaxpipe.generation.dola import LayerContrast, early_layers
-from jaxpipe.generation.generate import _Run
+from jaxpipe.generation.run import Run
 from jaxpipe.generation.settle import Settled
 from jaxpipe.generation.step import StepState
 from jaxpipe.generation.streamers import BaseStreamer
@@ -191,8 +191,8 @@ def test_a_step_copies_no_cache(model: PreTrainedModel) -> None:
     generator, settled = model._generator, Settled(prompt_length=20, max_new_tokens=90, dola_layers=(0, 1))
     with use_mesh(model.mesh):
         prompts = generator.prompts(prompt(20, rows=2), None, model.generation_config, None, {})
-        run = _Run(generator, prompts, settled, range(2), 0)
-        compiled = run._decode.lower(generator._leaves, run.state, run._choice, np.int32(3)).compile()
+        run = Run(generator, prompts, settled, range(2), 0)
+        compiled = run._decode.lower(generator.leaves, run.state, run._choice, np.int32(3)).compile()
     keys = run.state.cache.layers[0].keys
     assert not re.findall(rf"= f32\[{','.join(map(str, keys.shape))}\]\S* copy\(", compiled.as_text())
     cache = sum(x.nbytes for x in jax.tree.leaves(run.state.cache.layers))

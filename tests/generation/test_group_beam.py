@@ -133,7 +133,7 @@ def test_a_step_copies_no_cache(model: PreTrainedModel) -> None:
     with use_mesh(model.mesh):
         prompts = generator.prompts(prompt(20, rows=3), None, model.generation_config, None, {})
         run: Any = generator._search(prompts, settled, range(3), 0)
-        compiled = groups.decode.lower(generator._leaves, run.state, run.found, run._choice).compile()
+        compiled = groups.decode.lower(generator.leaves, run.state, run.found, run._choice).compile()
     keys = run.state.cache.layers[0].keys
     assert keys.shape[:2] == (16, 128)
     shape = ",".join(map(str, keys.shape))

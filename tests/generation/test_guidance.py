@@ -11,8 +11,8 @@ import pytest
 
 from jaxpipe.auto import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from jaxpipe.common.logging import info_once
-from jaxpipe.generation.generate import _Run
 from jaxpipe.generation.guidance import guide
+from jaxpipe.generation.run import Run
 from jaxpipe.generation.settle import Settled
 from jaxpipe.generation.streamers import BaseStreamer
 from jaxpipe.model import PreTrainedModel
@@ -208,8 +208,8 @@ def test_a_step_reads_both_rows_at_once_and_copies_no_cache(model: PreTrainedMod
     with use_mesh(model.mesh):
         prompts = generator.prompts(prompt(20, rows=2), None, model.generation_config, None, {})
         prompts = guide(prompts, None, None, model.config.limits(), settled)
-        run = _Run(generator, prompts, settled, range(2), 0)
-        compiled = run._decode.lower(generator._leaves, run.state, run._choice, np.int32(3)).compile()
+        run = Run(generator, prompts, settled, range(2), 0)
+        compiled = run._decode.lower(generator.leaves, run.state, run._choice, np.int32(3)).compile()
     keys = run.state.cache.layers[0].keys
     assert keys.shape[0] == 4 and run.state.tokens.shape[0] == 2
     assert not re.findall(rf"= f32\[{','.join(map(str, keys.shape))}\]\S* copy\(", compiled.as_text())

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jaxpipe.auto import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-from jaxpipe.generation.generate import _Run
 from jaxpipe.generation.inputs import Prompts
 from jaxpipe.generation.layers import Layer
+from jaxpipe.generation.run import Run
 from jaxpipe.generation.settle import Settled, settle
 from jaxpipe.model import PreTrainedModel
 from jaxpipe.nn.quantized_cache import QuantizedKVLayer
@@ -150,7 +150,7 @@ def test_layers_are_in_8_bits(llama: PreTrainedModel, settings: dict, dtype: str
     generator = llama._generator
     with use_mesh(llama.mesh):
         given = Settled(prompt_length=20, max_new_tokens=8, cache_dtype=settled(**settings).cache_dtype)
-        run = _Run(generator, Prompts.of(*prompts()), given, range(3), 0)
+        run = Run(generator, Prompts.of(*prompts()), given, range(3), 0)
     for layer in run.state.cache.layers:
         assert isinstance(layer, QuantizedKVLayer) and layer.keys.dtype == layer.values.dtype == dtype
 

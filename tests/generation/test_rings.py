@@ -8,8 +8,8 @@ import pytest
 
 from jaxpipe.auto import AutoConfig, AutoModelForCausalLM
 from jaxpipe.generation import growth
-from jaxpipe.generation.generate import _Run
 from jaxpipe.generation.inputs import Prompts
+from jaxpipe.generation.run import Run
 from jaxpipe.generation.settle import Settled
 from jaxpipe.model import PreTrainedModel
 from jaxpipe.nn.cache import CacheLayout, slots_of
@@ -91,7 +91,7 @@ def layers_of(model: PreTrainedModel, **settings: Any) -> tuple[Any, ...]:
     """The layers of the cache of a call."""
     settled = Settled(prompt_length=30, **settings)
     with use_mesh(model.mesh):
-        run = _Run(model._generator, Prompts.of(*prompts()), settled, range(4), 0)
+        run = Run(model._generator, Prompts.of(*prompts()), settled, range(4), 0)
     return run.state.cache.layers
 
 

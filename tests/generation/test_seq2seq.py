@@ -10,7 +10,7 @@ import pytest
 
 from jaxpipe.auto import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 from jaxpipe.checkpoint.build import dotted
-from jaxpipe.generation.generate import _Run
+from jaxpipe.generation.run import Run
 from jaxpipe.generation.settle import Settled
 from jaxpipe.generation.streamers import BaseStreamer
 from jaxpipe.model import PreTrainedModel
@@ -187,11 +187,11 @@ def test_a_decode_step_reads_no_weight_of_the_encoder_and_copies_no_cache(bart: 
     settled = Settled(prompt_length=1, max_new_tokens=6)
     with use_mesh(bart.mesh):
         prompts = generator.prompts(source(20, rows=3), None, bart.generation_config, None, {})
-        run = _Run(generator, prompts, settled, range(3), 0)
-        compiled = generator.decode.lower(generator._leaves, run.state, run._choice, np.int32(5)).compile()
+        run = Run(generator, prompts, settled, range(3), 0)
+        compiled = generator.decode.lower(generator.leaves, run.state, run._choice, np.int32(5)).compile()
         leaves = [
             leaf * np.nan if re.search(r"encoder\.|key_value", dotted(path).replace("encoder_attn", "")) else leaf
-            for path, leaf in zip(bart._built.paths, generator._leaves, strict=True)
+            for path, leaf in zip(bart._built.paths, generator.leaves, strict=True)
         ]
         batch, slots, heads, width = run.state.cache.memory.layers[0].keys.shape
         state, _ = generator.decode(leaves, run.state, run._choice, np.int32(5))
