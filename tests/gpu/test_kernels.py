@@ -1,4 +1,4 @@
-"""The kernels of attention against their plain twins, on a GPU."""
+"""The kernels against their plain twins, on a GPU."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from jaxpipe.kernels import attention as kernels
+from jaxpipe.kernels.experts import gathered_products
+from jaxpipe.kernels.few_experts import chosen_products
 from tests.kernels.cached import Case, make
 
 pytestmark = pytest.mark.gpu
@@ -45,3 +47,20 @@ def test_decode_kernel_equals_xla(name: str) -> None:
         plain, _ = kernels.xla_attention(*wide, mask=mask, causal=False, weights=False, **extras)
     error = np.asarray(fast, np.float32) - np.asarray(plain, np.float32)
     assert np.linalg.norm(error) < 1e-2 * np.linalg.norm(np.asarray(plain, np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("count", "depth", "width"), [(8, 1024, 2048), (32, 720, 1444), (5, 70, 130)])
+@pytest.mark.parametrize(("rows", "k", "shared"), [(1, 2, True), (3, 4, False)])
+def test_chosen_products_equal_gathered_ones(
+    count: int, depth: int, width: int, rows: int, k: int, shared: bool, dtype: str
+) -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (rows, 1 if shared else k, depth), dtype)
+    weights = jax.random.normal(keys[1], (count, depth, width), dtype)
+    chosen = jax.random.randint(keys[2], (rows, k), -1, count + 1)
+    fast = np.asarray(chosen_products(x, chosen, weights), np.float32)
+    with jax.default_matmul_precision("highest"):
+        plain = np.asarray(gathered_products(x.astype(jnp.float32), chosen, weights.astype(jnp.float32)))
+    bound = {"bfloat16": 1e-2, "float32": 1e-5}[dtype]
+    assert np.linalg.norm(fast - plain) < bound * np.linalg.norm(plain)
