@@ -53,15 +53,21 @@ def measure(workers: dict[str, Worker], ceiling: Worker, work: tuple[int, int, i
     for name in workers:
         if name != "jaxpipe":
             results[name]["jaxpipe_is_faster_by"] = round(ours / results[name]["decode_tokens_per_s"]["median"], 2)
-    read = workers["jaxpipe"].info["read_bytes"] * ours / batch / 1e9
+    read = read_bytes(workers["jaxpipe"].info, batch) * ours / batch / 1e9
     results["jaxpipe"]["weights_read_of_ceiling"] = round(read / results["ceiling_gb_per_s"]["median"], 3)
     return results
+
+
+def read_bytes(info: dict[str, Any], batch: int) -> float:
+    """Returns the bytes of weights that a step reads; rows are taken to choose different experts."""
+    left_out = info["expert_bytes"] * (1 - min(batch * info["chosen_part"], 1))
+    return info["read_bytes"] - left_out
 
 
 def roof(info: dict[str, Any], work: tuple[int, int, int], bandwidth: list[float]) -> float:
     """Returns the tokens a second at which weights, and keys and values half way, are read at the copy's bandwidth."""
     batch, prompt, new = work
-    read = info["read_bytes"] + batch * (prompt + new / 2) * info["cache_bytes_per_token"]["plain"]
+    read = read_bytes(info, batch) + batch * (prompt + new / 2) * info["cache_bytes_per_token"]["plain"]
     return batch * statistics.median(bandwidth) * 1e9 / read
 
 

@@ -1,15 +1,18 @@
 """Worker: runs a pipeline of jaxpipe over texts. Settings: task, shape, dtype, tokenizer, count."""
 
+import functools
 import json
 import sys
 import time
 
 import jax
+import numpy as np
 from harness import serve
 from shapes import SHAPES
 from texts import texts
 
 from jaxpipe import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from jaxpipe.sharding.mesh import batch_sharding, use_mesh
 
 settings = json.loads(sys.argv[1])
 cls = AutoModel if settings["task"] == "feature-extraction" else AutoModelForSequenceClassification
@@ -37,14 +40,16 @@ def replay() -> float:
         pipe(inputs, **parameters)
     finally:
         pipe._forward = forward
-    placed = [{name: jax.numpy.asarray(value) for name, value in batch.items()} for batch in batches]
-    fn, weights = model.functional()
-    compiled = jax.jit(lambda weights, batch: fn(weights, **batch).to_tuple()[0])
-    jax.block_until_ready([compiled(weights, batch) for batch in placed])
-    start = time.perf_counter()
-    outputs = [compiled(weights, batch) for batch in placed]
-    jax.block_until_ready(outputs)
-    return time.perf_counter() - start
+    with use_mesh(model.mesh):
+        placed = [
+            {name: jax.device_put(x, batch_sharding(model.mesh, len(x), np.ndim(x))) for name, x in batch.items()}
+            for batch in batches
+        ]
+        run = functools.partial(model._forward, model._built.leaves)
+        jax.block_until_ready([run(batch, False, False) for batch in placed])
+        start = time.perf_counter()
+        jax.block_until_ready([run(batch, False, False) for batch in placed])
+        return time.perf_counter() - start
 
 
 def answer(replayed: bool = False, **_: object) -> dict[str, float]:
