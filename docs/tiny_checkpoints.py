@@ -78,7 +78,7 @@ def write_encoder_decoder(directory: Path) -> None:
         eos_token_id=1, decoder_start_token_id=0, tie_word_embeddings=False,
         task_specific_params={"translation_en_to_de": {"prefix": "translate English to German: "}},
     )  # fmt: skip
-    AutoModelForSeq2SeqLM.from_config(config, dtype="float32").save_pretrained(directory / "t5")
+    AutoModelForSeq2SeqLM.from_config(config, dtype="float32", seed=1).save_pretrained(directory / "t5")
     tokenizer.save_pretrained(directory / "t5")
 
 
