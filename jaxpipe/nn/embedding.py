@@ -1,9 +1,9 @@
 """Embedding tables."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
+from jaxpipe.kernels.few_rows import lookup, table_product
 from jaxpipe.nn.init import Init
 from jaxpipe.nn.layout import Direct
 
@@ -22,8 +22,8 @@ class Embedding(nnx.Module):
         self.embedding = init.param((axis, "embed"), shape, Direct("weight", shape))
 
     def __call__(self, ids: Array) -> Array:
-        return self.embedding[...].at[ids].get(mode="clip")  # (B, T, D)
+        return lookup(self.embedding[...], ids)  # (B, T, D)
 
     def attend(self, x: Array) -> Array:
         """Logits of x (..., D) against every entry: the tied head."""
-        return jnp.einsum("...d,vd->...v", x, self.embedding[...])
+        return table_product(x, self.embedding[...])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxpipe.kernels.few_rows import product
 from jaxpipe.nn.init import Init
 from jaxpipe.nn.layout import Direct, HeadsOut, Joined, PackedHeads, SplitHeads, Stacked, Transposed
 
@@ -35,7 +36,7 @@ class Linear(nnx.Module):
         self.bias = init.param(axes[1:], (outputs,), Direct("bias", (outputs,)), initializer="zeros") if bias else None
 
     def __call__(self, x: Array) -> Array:
-        x = jnp.einsum("...i,io->...o", x, self.kernel[...])
+        x = product("...i,io->...o", x, self.kernel[...])
         return x if self.bias is None else x + self.bias[...]
 
 
@@ -68,7 +69,7 @@ class GateUp(nnx.Module):
         self.bias = init.param((None, "mlp"), (2, features), layout("bias", None), **zeros) if bias else None
 
     def __call__(self, x: Array) -> tuple[Array, Array]:
-        y = jnp.einsum("...d,dnf->...nf", x, self.kernel[...])  # (B, T, 2, F)
+        y = product("...d,dnf->...nf", x, self.kernel[...])  # (B, T, 2, F)
         if self.bias is not None:
             y = y + self.bias[...]
         return y[..., 0, :], y[..., 1, :]
@@ -111,7 +112,7 @@ class QKVProjection(nnx.Module):
 
     def __call__(self, x: Array) -> tuple[Array, Array, Array]:
         """Projects x (B, T, D) to q (B, T, H, h), k (B, T, G, h) and v (B, T, G, h)."""
-        y = jnp.einsum("btd,dgf->btgf", x, self.kernel[...])  # (B, T, G, (H/G + 2) h)
+        y = product("btd,dgf->btgf", x, self.kernel[...])  # (B, T, G, (H/G + 2) h)
         if self.bias is not None:
             y = y + self.bias[...]
         h = self.head_dim
@@ -141,7 +142,7 @@ class HeadsProjection(nnx.Module):
 
     def __call__(self, x: Array) -> list[Array]:
         """Projects x (B, T, D) to n of (B, T, H, h)."""
-        y = jnp.einsum("btd,dhf->bthf", x, self.kernel[...])  # (B, T, H, n h)
+        y = product("btd,dhf->bthf", x, self.kernel[...])  # (B, T, H, n h)
         if self.bias is not None:
             y = y + self.bias[...]
         return jnp.split(y, self.parts, axis=-1)
@@ -179,5 +180,5 @@ class HeadsOutProjection(nnx.Module):
         """Projects the heads' outputs x (B, T, H, h) to (B, T, D)."""
         kernel = self.kernel[...]
         x = x.reshape(*x.shape[:2], *kernel.shape[:2])  # (B, T, G, (H/G) h)
-        x = jnp.einsum("btgf,gfd->btd", x, kernel)
+        x = product("btgf,gfd->btd", x, kernel, summed=2)
         return x if self.bias is None else x + self.bias[...]
