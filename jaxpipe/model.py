@@ -63,6 +63,7 @@ class PreTrainedModel:
         self._built = built
         use_compile_cache()
         self._functional = built.functional
+        self._forward = self._jitted_forward()
 
     @property
     def mesh(self) -> Mesh:
@@ -145,8 +146,7 @@ class PreTrainedModel:
             }
             return self._forward(self._built.leaves, placed, output_hidden_states, output_attentions)
 
-    @functools.cached_property
-    def _forward(self) -> Callable[..., ModelOutput]:
+    def _jitted_forward(self) -> Callable[..., ModelOutput]:
         def forward(leaves: list[jax.Array], inputs: dict[str, jax.Array], states: bool, weights: bool) -> ModelOutput:
             return self._functional.call(leaves, **inputs, output_hidden_states=states, output_attentions=weights)
 

@@ -44,6 +44,8 @@ class Pipeline:
     _pipeline_calls_generate: ClassVar[bool] = False
     # Padded on the right, tokens keep the positions that they have alone, in whatever way a model counts them.
     _padding_side: ClassVar[Side] = "right"
+    # Whether threads may call `_forward` at the same time, as they do on a CPU.
+    _forwards_at_once: ClassVar[bool] = False
     # Whether `preprocess` yields several rows for an item, and `postprocess` takes the list of their outputs.
     _many_rows: ClassVar[bool] = False
 

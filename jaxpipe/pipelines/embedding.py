@@ -49,6 +49,7 @@ class EmbeddingPipeline(Pipeline):
     """Base of the pipelines that make vectors of texts."""
 
     _load_tokenizer: ClassVar[bool | None] = True
+    _forwards_at_once: ClassVar[bool] = True
     # The value of pooling= where none is given.
     _default_pooling: ClassVar[str | None] = None
 

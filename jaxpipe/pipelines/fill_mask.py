@@ -37,6 +37,7 @@ class FillMaskPipeline(Pipeline):
     """
 
     _load_tokenizer: ClassVar[bool | None] = True
+    _forwards_at_once: ClassVar[bool] = True
 
     def __init__(self, model: Any, tokenizer: Any = None, task: str = "fill-mask", **parameters: Any) -> None:
         if tokenizer is None:

@@ -44,6 +44,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
     """
 
     _load_tokenizer: ClassVar[bool | None] = True
+    _forwards_at_once: ClassVar[bool] = True
 
     def __init__(self, model: Any, tokenizer: Any = None, task: str = "question-answering", **parameters: Any) -> None:
         if tokenizer is None:

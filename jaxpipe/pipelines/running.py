@@ -1,9 +1,10 @@
 """One call of a pipeline: items are read ahead, grouped, run and given back in order."""
 
 import contextlib
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -24,6 +25,8 @@ _LIST_BATCHES = 16
 _LAZY_BATCHES = 4
 # Batches dispatched before the first of them is fetched.
 _IN_FLIGHT = 2
+# The most batches that a CPU computes at once.
+_AT_ONCE = 8
 Window = list[tuple[int, Any]]
 
 
@@ -51,28 +54,67 @@ class Run:
         if asked is not None and arranged.kind != "one":
             pipe._check_batch_size(asked)
         self._at_hand = arranged.at_hand
+        self._many = arranged.at_hand and arranged.kind != "one"
         if arranged.at_hand:
             few = _LIST_BATCHES * (self.batch_size or 1)
             self.window = few if pipe._pipeline_calls_generate else max(few, _LIST_WINDOW)
         else:
             # Single rows need no company of similar length, so nothing is read ahead.
             self.window = 1 if self.batch_size in (None, 1) else _LAZY_BATCHES * self.batch_size
+        self._first: dict[tuple[int, int], Future[tuple[Batch, Any]]] = {}
 
     def results(self, items: Iterator[tuple[int, Any]]) -> Iterator[Any]:
         """Yields the results in order, reading no more than a window of items ahead."""
         collected = _Collected(self)
-        waiting: deque[tuple[Batch, Any]] = deque()
-        for window, rows in self._read_ahead(items):
-            collected.expect(window, rows)
-            for plan in self._plan(rows):
-                waiting.append(self._dispatch(plan))
-                if len(waiting) > _IN_FLIGHT:
-                    yield from collected.add(*waiting.popleft())
-            # A lazy input may depend on the results so far, so they are given before more of it is read.
-            while waiting and not self._at_hand:
-                yield from collected.add(*waiting.popleft())
-        for batch, outputs in waiting:
-            yield from collected.add(batch, outputs)
+        waiting: deque[Future[tuple[Batch, Any]]] = deque()
+        at_once = self._at_once
+        pool = ThreadPoolExecutor(at_once) if at_once > 1 else None
+        try:
+            for window, rows in self._read_ahead(items):
+                collected.expect(window, rows)
+                for plan in self._plan(rows):
+                    waiting.append(self._submit(plan, pool))
+                    if len(waiting) >= _IN_FLIGHT + at_once:
+                        yield from collected.add(*waiting.popleft().result())
+                # A lazy input may depend on the results so far, so they are given before more of it is read.
+                while waiting and not self._at_hand:
+                    yield from collected.add(*waiting.popleft().result())
+            for dispatched in waiting:
+                yield from collected.add(*dispatched.result())
+        finally:
+            if pool is not None:
+                pool.shutdown(cancel_futures=True)
+
+    @property
+    def _at_once(self) -> int:
+        """Number of batches that are computed at once: one for each core of a CPU, which one batch keeps busy in its
+        large products only. Several devices do not: programs that wait for each other's parts must run in one order.
+        """
+        mesh = getattr(self.pipe.model, "mesh", None)
+        if not (self._many and self.pipe._forwards_at_once) or mesh is None or mesh.size > 1:
+            return 1
+        if mesh.devices.flat[0].platform != "cpu":
+            return 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return min(cores or 1, _AT_ONCE)
+
+    def _submit(self, plan: Plan, pool: ThreadPoolExecutor | None) -> "Future[tuple[Batch, Any]]":
+        """Dispatches a batch, or has a thread of the pool compute it."""
+        dispatched: Future[tuple[Batch, Any]] = Future()
+        if pool is None:
+            dispatched.set_result(self._dispatch(plan))
+            return dispatched
+        first = self._first.get((plan.size, plan.length))
+
+        def compute() -> tuple[Batch, Any]:
+            if first is not None:
+                wait([first])  # it compiles what this one runs
+            # Waited for here, lest the thread's next batch queues behind it.
+            return jax.block_until_ready(self._dispatch(plan))
+
+        dispatched = pool.submit(compute)
+        self._first.setdefault((plan.size, plan.length), dispatched)
+        return dispatched
 
     def _read_ahead(self, items: Iterator[tuple[int, Any]]) -> Iterator[tuple[Window, list[Row]]]:
         """Yields windows with their rows; those of items in memory are preprocessed while the device is busy."""

@@ -50,6 +50,7 @@ class TextClassificationPipeline(Pipeline):
     """
 
     _load_tokenizer: ClassVar[bool | None] = True
+    _forwards_at_once: ClassVar[bool] = True
 
     def __init__(self, model: Any, tokenizer: Any = None, task: str = "text-classification", **parameters: Any) -> None:
         if tokenizer is None:

@@ -64,6 +64,7 @@ class TextRankingPipeline(ChunkPipeline):
     """
 
     _load_tokenizer: ClassVar[bool | None] = True
+    _forwards_at_once: ClassVar[bool] = True
 
     def __init__(self, model: Any, tokenizer: Any = None, task: str = "text-ranking", **parameters: Any) -> None:
         if tokenizer is None:

@@ -61,6 +61,7 @@ class TokenClassificationPipeline(ChunkPipeline):
     """
 
     _load_tokenizer: ClassVar[bool | None] = True
+    _forwards_at_once: ClassVar[bool] = True
 
     def __init__(
         self, model: Any, tokenizer: Any = None, task: str = "token-classification", **parameters: Any

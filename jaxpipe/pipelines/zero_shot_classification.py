@@ -34,6 +34,7 @@ class ZeroShotClassificationPipeline(ChunkPipeline):
     """
 
     _load_tokenizer: ClassVar[bool | None] = True
+    _forwards_at_once: ClassVar[bool] = True
 
     def __init__(
         self, model: Any, tokenizer: Any = None, task: str = "zero-shot-classification", **parameters: Any
