@@ -12,7 +12,12 @@ MEBIBYTE = 2**20
 
 
 @pytest.mark.parametrize(
-    ("stored", "dtype"), [("float32", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16")]
+    ("stored", "dtype"),
+    [
+        pytest.param("float32", "float32", marks=pytest.mark.full),
+        ("bfloat16", "float32"),
+        pytest.param("float32", "bfloat16", marks=pytest.mark.full),
+    ],
 )
 def test_memory_beyond_the_weights_is_bounded(stored: str, dtype: str) -> None:
     found = measure(width=512, features=20_000, vocabulary=60_000, stored=stored, dtype=dtype)

@@ -42,7 +42,10 @@ def change(directory: Path, change: Any) -> None:
     save_file(tensors, file, {"format": "pt"})
 
 
-@pytest.mark.parametrize(("model_type", "values", "base"), [("t5", T5, ""), ("bart", BART, "model.")])
+@pytest.mark.parametrize(
+    ("model_type", "values", "base"),
+    [pytest.param("t5", T5, "", marks=pytest.mark.full), ("bart", BART, "model.")],
+)
 def test_names_of_the_one_embedding(model_type: str, values: dict[str, Any], base: str, tmp_path: Path) -> None:
     wanted = saved(tmp_path, model_type, **values)
     copies = [f"{base}encoder.embed_tokens.weight", f"{base}decoder.embed_tokens.weight", "lm_head.weight"]

@@ -38,7 +38,7 @@ def test_biases(made: Callable[[Case], Made]):  # noqa: F811
     assert np.array_equal(ours, checkpoint.oracle_greedy(ids, mask, **given))
 
 
-@pytest.mark.parametrize("limit", [[0.0, float("inf")], [0.2, 0.5]])
+@pytest.mark.parametrize("limit", [pytest.param([0.0, float("inf")], marks=pytest.mark.full), [0.2, 0.5]])
 def test_rows_do_not_depend_on_their_padding(limit: list[float]):
     """Prefill, padded to a bucket, and recurrent steps give what one row alone and the chunked scan over all give."""
     config = AutoConfig.for_model("mamba2", **SIZES, use_bias=True, time_step_limit=limit)
