@@ -78,7 +78,9 @@ def chosen_products(
         total = lax.fori_loop(first, last, tile, jnp.zeros((_ROWS, _COLUMNS), jnp.float32))
         triton.store(out_ref.at[split, pair, columns], jnp.sum(total, axis=0), mask=within)
 
-    settings = {} if interpret else {"compiler_params": triton.CompilerParams(num_warps=4, num_stages=3)}
+    settings: dict[str, Any] = (
+        {} if interpret else {"compiler_params": triton.CompilerParams(num_warps=4, num_stages=3)}
+    )
     parts = pl.pallas_call(
         kernel,
         out_shape=jax.ShapeDtypeStruct((splits, pairs, width), jnp.float32),
