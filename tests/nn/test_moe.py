@@ -159,7 +159,9 @@ def inputs_of(rows: int, tokens: int) -> list[jax.Array]:
     return [array.reshape(rows, tokens, -1) for array in choices(rows * tokens, seed=rows)]
 
 
-@pytest.mark.parametrize("axes", MESHES, ids=str)
+@pytest.mark.parametrize(
+    "axes", [MESHES[0], *(pytest.param(axes, marks=pytest.mark.full) for axes in MESHES[1:])], ids=str
+)
 def test_meshes(axes: dict[str, int]):
     """Whatever splits the experts, their features, their width and the batch."""
     run, state, outputs = on_one_device()
