@@ -4,7 +4,8 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -61,7 +62,8 @@ class Run:
         else:
             # Single rows need no company of similar length, so nothing is read ahead.
             self.window = 1 if self.batch_size in (None, 1) else _LAZY_BATCHES * self.batch_size
-        self._first: dict[tuple[int, int], Future[tuple[Batch, Any]]] = {}
+        # Of each shape (B, T), whether its first batch, which compiles it, is done.
+        self._compiled: dict[tuple[int, int], Event] = {}
 
     def results(self, items: Iterator[tuple[int, Any]]) -> Iterator[Any]:
         """Yields the results in order, reading no more than a window of items ahead."""
@@ -100,21 +102,23 @@ class Run:
 
     def _submit(self, plan: Plan, pool: ThreadPoolExecutor | None) -> "Future[tuple[Batch, Any]]":
         """Dispatches a batch, or has a thread of the pool compute it."""
-        dispatched: Future[tuple[Batch, Any]] = Future()
         if pool is None:
+            dispatched: Future[tuple[Batch, Any]] = Future()
             dispatched.set_result(self._dispatch(plan))
             return dispatched
-        first = self._first.get((plan.size, plan.length))
+        shape = plan.size, plan.length
+        first, compiled = shape not in self._compiled, self._compiled.setdefault(shape, Event())
 
         def compute() -> tuple[Batch, Any]:
-            if first is not None:
-                wait([first])  # it compiles what this one runs
-            # Waited for here, lest the thread's next batch queues behind it.
-            return jax.block_until_ready(self._dispatch(plan))
+            if not first:
+                compiled.wait()
+            try:
+                # Waited for here, lest the thread's next batch queues behind it.
+                return jax.block_until_ready(self._dispatch(plan))
+            finally:
+                compiled.set()
 
-        dispatched = pool.submit(compute)
-        self._first.setdefault((plan.size, plan.length), dispatched)
-        return dispatched
+        return pool.submit(compute)
 
     def _read_ahead(self, items: Iterator[tuple[int, Any]]) -> Iterator[tuple[Window, list[Row]]]:
         """Yields windows with their rows; those of items in memory are preprocessed while the device is busy."""

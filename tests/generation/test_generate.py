@@ -184,6 +184,16 @@ def test_warmup_compiles_what_the_calls_then_run(model: PreTrainedModel) -> None
     assert (generator.prefill._cache_size(), generator.decode._cache_size()) == before
 
 
+def test_warmup_compiles_what_streamed_calls_run() -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=31, eos_token_id=None, **sizes))
+    model.warmup(batch_sizes=(2,), prompt_lengths=(40,), max_new_tokens=30, streamed=True)
+    generator = model._generator
+    before = generator.prefill._cache_size(), generator.decode._cache_size()
+    model.generate(np.ones((2, 35), int), max_new_tokens=25, stopping_criteria=[lambda ids, scores, **_: False])
+    assert (generator.prefill._cache_size(), generator.decode._cache_size()) == before == (1, 1)
+
+
 def test_compilations_are_no_more_than_the_buckets() -> None:
     config = AutoConfig.for_model(
         "llama",
