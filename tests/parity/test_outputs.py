@@ -35,10 +35,10 @@ def test_the_same_positions_given_to_both(case: Case, made: Callable[[Case], Mad
     checkpoint = made(case)
     for padding in ("left", "both"):
         ids, mask = batch(case, padding)
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions_of(mask)}
+        inputs = {**given(case, ids, mask), "position_ids": positions_of(mask)}
         check_outputs(checkpoint.ours(**inputs), checkpoint.oracle(**inputs), mask)
     ids, mask = batch(case, "right")
-    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions_of(mask) + 17}
+    inputs = {**given(case, ids, mask), "position_ids": positions_of(mask) + 17}
     check_outputs(checkpoint.ours(**inputs), checkpoint.oracle(**inputs), mask)
 
 
