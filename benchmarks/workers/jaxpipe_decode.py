@@ -57,9 +57,10 @@ def prompts(batch: int, length: int) -> np.ndarray:
 
 
 def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
-    """Returns a jitted function that is waited for, and notes how long it took."""
+    """Returns a jitted function that notes how long it took, once what it is given was there."""
 
     def call(*arguments: Any) -> Any:
+        jax.block_until_ready(arguments)  # a long prompt's parts are only queued
         start = time.perf_counter()
         out = jax.block_until_ready(function(*arguments))
         seconds.append(time.perf_counter() - start)
@@ -68,17 +69,28 @@ def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., A
     return call
 
 
-def answer(
-    batch: int, prompt: int, new: int, stream: bool = False, split: bool = False, **call: Any
-) -> dict[str, float]:
-    """Generates `new` tokens for `batch` prompts, with more arguments of ``generate``; returns seconds, and with
-    `split` those of prefill and decode apart.
+def in_parts(decode: Callable[..., Any], parts: int) -> Callable[..., Any]:
+    """Returns a decode that takes its steps in as many dispatches."""
+
+    def call(leaves: Any, state: Any, choice: Any, steps: Any) -> Any:
+        last = None
+        for _ in range(parts):
+            state, last = decode(leaves, state, choice, np.int32(steps // parts))
+        return state, last
+
+    return call
+
+
+def answer(batch: int, prompt: int, new: int, stream: bool = False, parts: int = 0, **call: Any) -> dict[str, Any]:
+    """Generates `new` tokens for `batch` prompts, with more arguments of ``generate``; returns seconds, and those of
+    the prefill and of each of the decode's `parts` apart.
     """
     ids = prompts(batch, prompt)
     given = {**call, "streamer": Counter()} if stream else call
     plain, inside = model._generator.strategies.plain, {"prefill": [], "decode": []}
-    if split:
+    if parts:
         functions = {name: timed(getattr(plain, name), noted) for name, noted in inside.items()}
+        functions["decode"] = in_parts(functions["decode"], parts)
         model._generator.strategies.plain = plain._replace(**functions)
     start = time.perf_counter()
     out = model.generate(ids, max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0, **given)
@@ -88,12 +100,7 @@ def answer(
     assert out.shape == (batch, prompt + new)
     peak = (model.device.memory_stats() or {}).get("peak_bytes_in_use", 0)
     distinct = len(set(np.asarray(out)[0, prompt:].tolist()))
-    return {
-        "seconds": seconds,
-        "peak_bytes": peak,
-        "distinct": distinct,
-        **{name: sum(x) for name, x in inside.items()},
-    }
+    return {"seconds": seconds, "peak_bytes": peak, "distinct": distinct, **inside}
 
 
 weights = model.functional()[1]
