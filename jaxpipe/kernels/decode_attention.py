@@ -87,7 +87,7 @@ def decode_attention(
     inputs = {"q": (q, of_head), "k": (k, cache), "v": (v, cache), "first": (first, of_row), "end": (end, of_row)}
     inputs["codes"] = codes, pl.BlockSpec((None, slots), lambda b, kv, split: (b, 0))
     if sinks is not None:
-        each = jnp.tile(sinks.astype(jnp.float32).reshape(kv_heads, group), (1, t))  # (K, T H/K)
+        each = jnp.tile(sinks.reshape(kv_heads, group), (1, t))  # (K, T H/K)
         inputs["sinks"] = each, pl.BlockSpec((None, rows), lambda b, kv, split: (kv, 0))
     for name, scales in (("key_scales", key_scales), ("value_scales", value_scales)):
         if scales is not None:
@@ -183,7 +183,7 @@ def _attend(refs: Mapping[str, Any], *, t: int, group: int, scale: float, softca
     highest, total = jnp.full(index.shape, _LOWEST, jnp.float32), jnp.zeros(index.shape, jnp.float32)
     if "sinks" in refs:
         once = pl.program_id(2) == 0  # whatever the splits
-        highest = jnp.where(once, _load(refs["sinks"].at[:], there), highest)
+        highest = jnp.where(once, _load(refs["sinks"].at[:], there).astype(jnp.float32), highest)
         total = jnp.where(once, 1.0, total)
     highest, total, out = lax.fori_loop(
         start, stop, block, (highest, total, jnp.zeros((index.shape[0], h), jnp.float32))

@@ -53,7 +53,7 @@ def experts(x: Array, chosen: Array, shares: Array, weights: ExpertWeights) -> A
         (N, D) in x's dtype.
     """
     count = weights.down.shape[0]
-    if chosen.size < count and (products := _kernel(weights)):
+    if chosen.size < count and (products := _products_in_place(weights.gate_up)):
         return gathered_experts(x, chosen, shares, weights, products)
     if GATHERED_PART * chosen.size <= count:
         return gathered_experts(x, chosen, shares, weights)
@@ -135,8 +135,8 @@ def grouped_experts(x: Array, chosen: Array, shares: Array, weights: ExpertWeigh
     return _sum_by_shares(out, shares, inside).astype(x.dtype)
 
 
-def _kernel(weights: ExpertWeights) -> Products | None:
-    """Returns the kernel that reads chosen weights in place; None where it does not apply."""
+def _products_in_place(weights: Array) -> Products | None:
+    """Returns the kernel that reads chosen ones of weights (E, D, F) in place; None where it does not apply."""
     if platform() != "gpu":
         return None
     try:  # here, since Pallas takes a while to import and lowers through Triton on a GPU only
@@ -144,7 +144,7 @@ def _kernel(weights: ExpertWeights) -> Products | None:
     except ImportError as error:
         info_once(f"The kernel of few experts cannot be had from this version of JAX ({error}); XLA gathers instead.")
         return None
-    return few.chosen_products if few.applies(weights.gate_up) else None
+    return few.chosen_products if few.applies(weights) else None
 
 
 def _block_rows(choices: int, count: int) -> int:

@@ -17,10 +17,13 @@ from jax.sharding import get_abstract_mesh
 
 Array = jax.Array
 
-# Rows and columns of a tile, which a program of four warps keeps in registers.
-_ROWS, _COLUMNS = 32, 128
-# Programs whose reads together keep a large GPU's memory busy, and the fewest tiles that are worth one of them.
-_PROGRAMS, _FEWEST_TILES = 1024, 4
+# Rows of a tile, which a program of four warps keeps in registers, and its columns: wide where wide tiles alone are
+# enough to give each processor of a large GPU one.
+_ROWS, _WIDE, _NARROW, _PROCESSORS = 32, 128, 64, 132
+# Numbers of the tiles that a processor holds at a time; programs beyond them wait for the others to end.
+_HELD = 8 * _ROWS * _WIDE
+# Fewest tiles that are worth a program.
+_FEWEST_TILES = 4
 
 
 def applies(weights: Array) -> bool:
@@ -28,10 +31,15 @@ def applies(weights: Array) -> bool:
     return weights.size < 2**31 and get_abstract_mesh().size in (0, 1)
 
 
-def splits_of(programs: int, tiles: int) -> int:
+def columns_of(pairs: int, width: int) -> int:
+    """Returns the columns of a tile, where `pairs` products are `width` columns wide."""
+    return _WIDE if pairs * pl.cdiv(width, _WIDE) >= _PROCESSORS else _NARROW
+
+
+def splits_of(programs: int, columns: int, tiles: int) -> int:
     """Returns among how many programs a sum over `tiles` tiles is split, where there are `programs` sums."""
-    wanted = min(-(-_PROGRAMS // programs), tiles // _FEWEST_TILES)
-    return 1 << max(wanted, 1).bit_length() - 1
+    together = _PROCESSORS * _HELD // (_ROWS * columns)
+    return max(1, min(together // programs, tiles // _FEWEST_TILES))
 
 
 # Jitted, so that the layers of a model share one trace and one lowering of it.
@@ -52,8 +60,9 @@ def chosen_products(
         (N, k, F) in x's dtype, summed in float32.
     """
     pairs, (count, depth, width) = chosen.size, weights.shape
-    tiles, blocks = pl.cdiv(depth, _ROWS), pl.cdiv(width, _COLUMNS)
-    splits = splits or splits_of(pairs * blocks, tiles)
+    size = _ROWS, columns_of(pairs, width)
+    tiles, blocks = pl.cdiv(depth, size[0]), pl.cdiv(width, size[1])
+    splits = splits or splits_of(pairs * blocks, size[1], tiles)
     x = x.reshape(-1, depth)
     shared = pairs // len(x)
 
@@ -62,20 +71,20 @@ def chosen_products(
         expert = chosen_ref[pair]
         inside = (expert >= 0) & (expert < count)
         expert = jnp.where(inside, expert, 0)
-        columns = pl.ds(block * _COLUMNS, _COLUMNS)
-        within = _within(block * _COLUMNS, _COLUMNS, width)
+        columns = pl.ds(block * size[1], size[1])
+        within = _within(block * size[1], size[1], width)
         each = -(-tiles // splits)
         first = split * each
         last = jnp.where(inside, jnp.minimum(first + each, tiles), first)
 
         def tile(i: Array, total: Array) -> Array:
-            rows = pl.ds(i * _ROWS, _ROWS)
-            there = _within(i * _ROWS, _ROWS, depth)
+            rows = pl.ds(i * size[0], size[0])
+            there = _within(i * size[0], size[0], depth)
             part = _load(x_ref.at[pair // shared, rows], there).astype(jnp.float32)
-            mask = None if there is None and within is None else _both(there, within)
+            mask = None if there is None and within is None else _both(there, within, size)
             return total + part[:, None] * _load(weights_ref.at[expert, rows, columns], mask).astype(jnp.float32)
 
-        total = lax.fori_loop(first, last, tile, jnp.zeros((_ROWS, _COLUMNS), jnp.float32))
+        total = lax.fori_loop(first, last, tile, jnp.zeros(size, jnp.float32))
         triton.store(out_ref.at[split, pair, columns], jnp.sum(total, axis=0), mask=within)
 
     settings: dict[str, Any] = (
@@ -97,9 +106,9 @@ def _within(start: Any, size: int, end: int) -> Array | None:
     return None if end % size == 0 else start + jnp.arange(size) < end
 
 
-def _both(rows: Array | None, columns: Array | None) -> Array:
-    there = jnp.ones((_ROWS, 1), bool) if rows is None else rows[:, None]
-    return jnp.broadcast_to(there if columns is None else there & columns[None], (_ROWS, _COLUMNS))
+def _both(rows: Array | None, columns: Array | None, size: tuple[int, int]) -> Array:
+    there = jnp.ones((size[0], 1), bool) if rows is None else rows[:, None]
+    return jnp.broadcast_to(there if columns is None else there & columns[None], size)
 
 
 def _load(ref: Any, mask: Array | None) -> Array:

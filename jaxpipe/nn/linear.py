@@ -112,11 +112,13 @@ class QKVProjection(nnx.Module):
 
     def __call__(self, x: Array) -> tuple[Array, Array, Array]:
         """Projects x (B, T, D) to q (B, T, H, h), k (B, T, G, h) and v (B, T, G, h)."""
-        y = product("btd,dgf->btgf", x, self.kernel[...])  # (B, T, G, (H/G + 2) h)
+        y, h = product("btd,dgf->btgf", x, self.kernel[...]), self.head_dim  # (B, T, G, (H/G + 2) h)
+        parts = [y[..., : -2 * h], y[..., -2 * h : -h], y[..., -h:]]
         if self.bias is not None:
-            y = y + self.bias[...]
-        h = self.head_dim
-        q, k, v = y[..., : -2 * h], y[..., -2 * h : -h], y[..., -h:]
+            bias = self.bias[...]
+            # Added to the parts, in the kernels that read them: XLA would have cuBLAS add it to the whole.
+            parts = [x + b for x, b in zip(parts, (bias[:, : -2 * h], bias[:, -2 * h : -h], bias[:, -h:]), strict=True)]
+        q, k, v = parts
         return q.reshape(*x.shape[:2], self.heads, h), k, v  # (B, T, H, h)
 
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from jaxpipe.kernels.experts import gathered_products
-from jaxpipe.kernels.few_experts import chosen_products, splits_of
+from jaxpipe.kernels.few_experts import chosen_products, columns_of, splits_of
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("depth", "width"), [(64, 128), (70, 130), (33, 257), (160, 12)])
+@pytest.mark.parametrize(("depth", "width"), [(64, 128), (70, 130), (33, 2900), (160, 12)])
 @pytest.mark.parametrize(("rows", "k", "splits"), [(1, 2, 1), (2, 3, 2), (1, 1, None)])
 @pytest.mark.parametrize("shared", [True, False])
 def test_kernel_equals_the_gathered_form(depth, width, rows, k, splits, shared, dtype):
@@ -32,7 +32,14 @@ def test_choices_outside_give_zeros():
         assert (out[0, 0] == 0).all() and (out[0, 1] == 40).all() and (out[0, 2] == 0).all()
 
 
+def test_tiles_are_narrow_where_columns_are_few():
+    assert columns_of(pairs=4, width=5760) == 128
+    assert columns_of(pairs=4, width=2880) == 64
+
+
 def test_sums_are_split_where_columns_are_few():
-    assert splits_of(programs=4, tiles=64) == 16
-    assert splits_of(programs=4096, tiles=64) == 1
-    assert splits_of(programs=4, tiles=1) == 1
+    assert splits_of(programs=64, columns=128, tiles=448) == 16
+    assert splits_of(programs=180, columns=128, tiles=90) == 5
+    assert splits_of(programs=180, columns=64, tiles=90) == 11
+    assert splits_of(programs=4096, columns=128, tiles=64) == 1
+    assert splits_of(programs=4, columns=64, tiles=1) == 1

@@ -12,6 +12,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxpipe.kernels.compute import tracing_for
 from jaxpipe.kernels.experts import (
     ExpertWeights,
     dense_experts,
@@ -22,7 +23,7 @@ from jaxpipe.kernels.experts import (
 from jaxpipe.nn.init import Init
 from jaxpipe.nn.layout import Layout
 from jaxpipe.nn.layout_experts import ExpertLayouts, fused_linear, interleaved_biased, per_expert
-from jaxpipe.nn.moe import Experts, Gated, GroupLimitedRouter, SoftmaxRouter
+from jaxpipe.nn.moe import Experts, Gated, GroupLimitedRouter, SoftmaxRouter, best
 from jaxpipe.sharding.mesh import make_mesh, use_mesh
 from jaxpipe.sharding.rules import named_sharding
 
@@ -242,3 +243,13 @@ def test_layouts_read_what_they_write_and_no_other_expert(layout: Layout, shape:
     assert touched
     for name, part in touched:
         assert int(name.split(".")[0]) in chosen if name[0].isdigit() else part[0] == index[0]
+
+
+def test_a_gpu_chooses_by_counting_what_a_sort_would():
+    rng = np.random.default_rng(0)
+    scores = jnp.asarray(rng.integers(-2, 3, (2, 5, 7)), jnp.float32).at[0, 0].set(-jnp.inf)  # full of ties
+    with tracing_for("gpu", jnp.float32):
+        counted = best(scores, 3)
+    for found, wanted in zip(counted, jax.lax.top_k(scores, 3), strict=True):
+        assert found.dtype == wanted.dtype
+        np.testing.assert_array_equal(found, wanted)
