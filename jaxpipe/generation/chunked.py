@@ -187,8 +187,9 @@ class Reader:
         features = features or 4 * width
         itemsize = jnp.dtype(self._functional.dtype).itemsize
         states = rows * tokens * (8 * width + 3 * features) * itemsize
-        device = self._functional.mesh.devices.flat[0]
-        fused = device.platform == "gpu" and itemsize == 2
+        devices = self._functional.mesh.devices
+        platform = devices.flat[0].platform
+        fused = (platform == "gpu" and itemsize == 2) or (platform == "tpu" and devices.size == 1)
         return states + (3 * tokens * slots if fused else 8 * rows * heads * tokens**2)
 
     def _size(self, *names: str) -> int:

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: cuDNN's kernel or that of `decode_attention` where they apply, XLA elsewhere."""
+"""Scaled dot-product attention: cuDNN's kernel, that of `decode_attention` or `splash` where they apply, else XLA."""
 
 from typing import Any
 
@@ -46,6 +46,10 @@ def attention(
     plain = mask is None and bias is None and softcap is None and sinks is None and key_scales is None and not weights
     if plain and q.shape[1] > 1 and v.shape[-1] == q.shape[-1]:
         out = _cudnn(q, k, v, scale, causal)
+        if out is not None:
+            return out, None
+    if mask is None and bias is None and key_scales is None and not weights:
+        out = _splash(q, k, v, scale=scale, causal=causal, softcap=softcap, sinks=sinks)
         if out is not None:
             return out, None
     extras = {"softcap": softcap, "sinks": sinks, "key_scales": key_scales, "value_scales": value_scales}
@@ -140,6 +144,18 @@ def _few_queries(q: Array, k: Array, v: Array, mask: Array, **inputs: Any) -> Ar
         info_once(f"The decode kernel cannot be had from this version of JAX ({error}); XLA attends instead.")
         return None
     return few.decode_attention(q, k, v, mask, **inputs) if few.applies(q, k, v) else None
+
+
+def _splash(q: Array, k: Array, v: Array, **inputs: Any) -> Array | None:
+    """Runs JAX's kernel for TPUs; None where it does not apply."""
+    if platform() != "tpu":
+        return None
+    try:  # here, since Pallas takes a while to import
+        from jaxpipe.kernels import splash
+    except ImportError as error:
+        info_once(f"Splash attention cannot be had from this version of JAX ({error}); XLA attends instead.")
+        return None
+    return splash.splash_attention(q, k, v, **inputs) if splash.applies(q, k, v) else None
 
 
 def _cudnn(q: Array, k: Array, v: Array, scale: float, causal: bool) -> Array | None:
