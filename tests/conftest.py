@@ -1,6 +1,9 @@
 """Settings of every test run: 8 CPU devices, no network, no compile cache left behind."""
 
 import os
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +46,20 @@ def _devices() -> None:
         import jax
 
         assert len(jax.devices()) == 8, f"Tests need 8 CPU devices; JAX found {jax.devices()}."
+
+
+# Linux gives a process 65,530 mappings; every executable on a CPU takes several, and without one LLVM crashes.
+_MAPPINGS, _MOST_MAPPINGS, _BETWEEN = Path("/proc/self/maps"), 30_000, 8
+_tests = count(1)
+
+
+@pytest.fixture(autouse=True)
+def _few_mappings() -> Iterator[None]:
+    """Forgets all executables after a test where there are too many for the process."""
+    yield
+    if next(_tests) % _BETWEEN or not _MAPPINGS.exists():
+        return
+    if _MAPPINGS.read_bytes().count(b"\n") > _MOST_MAPPINGS:
+        import jax
+
+        jax.clear_caches()
