@@ -189,7 +189,8 @@ class Reader:
         states = rows * tokens * (8 * width + 3 * features) * itemsize
         devices = self._functional.mesh.devices
         platform = devices.flat[0].platform
-        fused = (platform == "gpu" and itemsize == 2) or (platform == "tpu" and devices.size == 1)
+        on_tpu = platform == "tpu" and devices.size == 1 and not self._has_windows
+        fused = on_tpu or (platform == "gpu" and itemsize == 2)
         return states + (3 * tokens * slots if fused else 8 * rows * heads * tokens**2)
 
     def _size(self, *names: str) -> int:
