@@ -57,7 +57,7 @@ def test_token_types(case: Case, made: Callable[[Case], Made]):
     checkpoint = made(case)
     ids, mask = batch(case, "right")
     types = np.random.default_rng(0).integers(0, checkpoint.ours.config.limits()["token_type_ids"], ids.shape)
-    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    inputs = {**given(case, ids, mask), "token_type_ids": types}
     check_outputs(checkpoint.ours(**inputs), checkpoint.oracle(**inputs), mask)
 
 
