@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxpipe.common.logging import info_once
 from jaxpipe.kernels.compute import platform
+from jaxpipe.kernels.optional import kernel_module
 
 Array = jax.Array
 
@@ -136,26 +137,14 @@ def _heads_first(t: int) -> bool:
 
 def _few_queries(q: Array, k: Array, v: Array, mask: Array, **inputs: Any) -> Array | None:
     """Runs the kernel for fewer queries than keys; None where it does not apply."""
-    if platform() != "gpu" or q.shape[1] >= k.shape[1]:
-        return None
-    try:  # here, since Pallas takes a while to import and lowers through Triton on a GPU only
-        from jaxpipe.kernels import decode_attention as few
-    except ImportError as error:
-        info_once(f"The decode kernel cannot be had from this version of JAX ({error}); XLA attends instead.")
-        return None
-    return few.decode_attention(q, k, v, mask, **inputs) if few.applies(q, k, v) else None
+    few = kernel_module("decode_attention") if platform() == "gpu" and q.shape[1] < k.shape[1] else None
+    return few.decode_attention(q, k, v, mask, **inputs) if few and few.applies(q, k, v) else None
 
 
 def _splash(q: Array, k: Array, v: Array, **inputs: Any) -> Array | None:
     """Runs JAX's kernel for TPUs; None where it does not apply."""
-    if platform() != "tpu":
-        return None
-    try:  # here, since Pallas takes a while to import
-        from jaxpipe.kernels import splash
-    except ImportError as error:
-        info_once(f"Splash attention cannot be had from this version of JAX ({error}); XLA attends instead.")
-        return None
-    return splash.splash_attention(q, k, v, **inputs) if splash.applies(q, k, v) else None
+    splash = kernel_module("splash") if platform() == "tpu" else None
+    return splash.splash_attention(q, k, v, **inputs) if splash and splash.applies(q, k, v) else None
 
 
 def _cudnn(q: Array, k: Array, v: Array, scale: float, causal: bool) -> Array | None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxpipe.common.logging import info_once
 from jaxpipe.kernels.compute import platform
+from jaxpipe.kernels.optional import kernel_module
 
 Array = jax.Array
 Gate = Callable[[Array, Array], Array]  # gate and up (..., F) -> activations (..., F)
@@ -137,14 +137,8 @@ def grouped_experts(x: Array, chosen: Array, shares: Array, weights: ExpertWeigh
 
 def _products_in_place(weights: Array) -> Products | None:
     """Returns the kernel that reads chosen ones of weights (E, D, F) in place; None where it does not apply."""
-    if platform() != "gpu":
-        return None
-    try:  # here, since Pallas takes a while to import and lowers through Triton on a GPU only
-        from jaxpipe.kernels import few_experts as few
-    except ImportError as error:
-        info_once(f"The kernel of few experts cannot be had from this version of JAX ({error}); XLA gathers instead.")
-        return None
-    return few.chosen_products if few.applies(weights) else None
+    few = kernel_module("few_experts") if platform() == "gpu" else None
+    return few.chosen_products if few and few.applies(weights) else None
 
 
 def _block_rows(choices: int, count: int) -> int:

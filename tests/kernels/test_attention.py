@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxpipe.kernels.attention import attention
+from jaxpipe.kernels.optional import kernel_module
 from jaxpipe.nn.attention import Span, causal_span, full_span
 
 
@@ -78,3 +79,10 @@ def test_slots_show_what_their_positions_allow() -> None:
     span = Span(queries, keys, np.int32(3), causal=True, whole=False)
     np.testing.assert_array_equal(np.asarray(span.mask())[0, 0], [True, True, False, True, False])
     np.testing.assert_array_equal(np.asarray(span.mask(window=3))[0, 0], [False, True, False, True, False])
+
+
+def test_a_kernel_that_cannot_be_imported_is_done_without(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="jaxpipe")
+    assert kernel_module("no_such_kernel") is None
+    assert "The kernel of no_such_kernel cannot be had from this version of JAX" in caplog.text
+    assert kernel_module("splash") is not None

@@ -9,7 +9,7 @@ from jaxpipe.kernels.few_experts import chosen_products, columns_of, splits_of
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("depth", "width"), [(64, 128), (70, 130), (33, 2900), (160, 12)])
+@pytest.mark.parametrize(("depth", "width"), [(64, 128), (70, 130), (33, 257), (33, 2900), (160, 12)])
 @pytest.mark.parametrize(("rows", "k", "splits"), [(1, 2, 1), (2, 3, 2), (1, 1, None)])
 @pytest.mark.parametrize("shared", [True, False])
 def test_kernel_equals_the_gathered_form(depth, width, rows, k, splits, shared, dtype):
@@ -38,6 +38,7 @@ def test_tiles_are_narrow_where_columns_are_few():
 
 
 def test_sums_are_split_where_columns_are_few():
+    assert splits_of(programs=4, columns=128, tiles=64) == 16
     assert splits_of(programs=64, columns=128, tiles=448) == 16
     assert splits_of(programs=180, columns=128, tiles=90) == 5
     assert splits_of(programs=180, columns=64, tiles=90) == 11
