@@ -158,7 +158,7 @@ class AllowedTokens:
             rule = _RULES.get(int(number))
             if rule is None:  # a step that was dispatched ahead, after the call had its answer
                 return np.ones((len(history), vocab_size), bool)
-            return rule.mask(np.asarray(history), int(np.max(step)), vocab_size)
+            return rule.mask(np.asarray(history), int(np.asarray(step).max()), vocab_size)
 
         shape = jax.ShapeDtypeStruct(logits.shape, jnp.bool_)
         mask = jnp.where(jax.pure_callback(ask, shape, self.number, history, state.step), 0.0, -jnp.inf)

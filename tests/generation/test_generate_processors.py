@@ -223,6 +223,25 @@ def test_prefix_allowed_tokens_are_the_only_ones(llama: PreTrainedModel, setting
     )
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prefix_allowed_tokens_fn": lambda prompt, ids: [10 + prompt, 20 + int(ids[-1]) % 2]},
+        {"watermarking_config": {"bias": 4.0}},
+        {"watermarking_config": {"bias": 4.0, "seeding_scheme": "selfhash", "context_width": 3}},
+    ],
+    ids=["prefix", "lefthash", "selfhash"],
+)
+def test_the_host_is_asked_by_a_device_that_is_not_the_first_of_the_cpu(
+    llama: PreTrainedModel, settings: dict[str, Any]
+) -> None:
+    """What the host is given lies on the CPU's first device; the mesh of the call may be of others, such as a GPU."""
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[3:4])
+    elsewhere = AutoModelForCausalLM.from_config(llama.config, seed=1, mesh=mesh)
+    ids, mask = prompts(5, 2)
+    np.testing.assert_array_equal(new_tokens(elsewhere, ids, mask, **settings), new_tokens(llama, ids, mask, **settings))
+
+
 def test_another_prefix_function_compiles_nothing_and_its_errors_come_out(llama: PreTrainedModel) -> None:
     ids, mask = prompts(5, 2)
     new_tokens(llama, ids, mask, prefix_allowed_tokens_fn=lambda prompt, ids: [5])
