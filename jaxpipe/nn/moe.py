@@ -11,6 +11,7 @@ from flax import nnx
 from jaxpipe.common.errors import ConfigError
 from jaxpipe.kernels.compute import platform
 from jaxpipe.kernels.experts import ExpertWeights, Gate, experts
+from jaxpipe.kernels.optional import kernel_module
 from jaxpipe.nn.init import Init
 from jaxpipe.nn.layout import Direct, Transposed
 from jaxpipe.nn.layout_experts import ExpertLayouts
@@ -152,6 +153,9 @@ class SoftmaxRouter(nnx.Module):
         """Returns the chosen experts (B, T, k) int32 of x (B, T, D), and their shares (B, T, k)."""
         kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
         dtype = self.dtype or x.dtype
+        few = kernel_module("few_choices") if platform() == "gpu" else None
+        if few and few.applies(x, kernel):
+            return few.softmax_choice(x, kernel, bias, count=self.count, normalise=self.normalise, dtype=dtype)
         scores = jnp.einsum("btd,de->bte", x, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
         scores = (scores if bias is None else scores + bias).astype(jnp.float32)
         values, chosen = best(scores, self.count)
