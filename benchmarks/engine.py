@@ -87,12 +87,15 @@ def compilation(settings: dict[str, Any], memory: dict[str, str]) -> dict[str, A
 
 
 def host(worker: Worker, rounds: int) -> dict[str, Any]:
-    """What a call takes beyond its two jitted functions: checks, placing, reading and what is around them."""
+    """What a call takes beyond its two jitted functions, from the user's ids to the answer as a numpy array: checks,
+    placing, fetching and what is around them. Calls follow one another, as those of a server do.
+    """
     results: dict[str, Any] = {"work": {"batch": 1, "prompt": 128, "new": 8}}
-    answers = [worker.ask(**results["work"], parts=1) for _ in range(5 * rounds)][5:]
-    results["whole_call_ms"] = spread([1e3 * answer["seconds"] for answer in answers])
-    within = [sum(answer["prefill"] + answer["decode"]) for answer in answers]
-    results["host_ms"] = spread([1e3 * (answer["seconds"] - own) for answer, own in zip(answers, within, strict=True)])
+    times = worker.ask(**results["work"], host=10 * rounds + DISCARDED)["call_and_alone"][DISCARDED:]
+    whole, alone = zip(*times, strict=True)
+    results["whole_call_ms"] = spread([1e3 * seconds for seconds in whole])
+    results["functions_alone_ms"] = spread([1e3 * seconds for seconds in alone])
+    results["host_ms"] = spread([1e3 * (call - own) for call, own in times])
     return results
 
 

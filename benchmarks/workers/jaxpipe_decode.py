@@ -81,9 +81,47 @@ def in_parts(decode: Callable[..., Any], parts: int) -> Callable[..., Any]:
     return call
 
 
-def answer(batch: int, prompt: int, new: int, stream: bool = False, parts: int = 0, **call: Any) -> dict[str, Any]:
-    """Generates `new` tokens for `batch` prompts, with more arguments of ``generate``; returns seconds, and those of
-    the prefill and of each of the decode's `parts` apart.
+def call_and_alone(generate: Callable[[], Any], times: int) -> list[tuple[float, float]]:
+    """Returns the seconds of a call and, in turns, those that its two jitted functions take without it, given what it
+    gave them, on the device already, until their tokens can be read.
+    """
+    plain, seen = model._generator.strategies.plain, {}
+
+    def noted(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            seen[name] = arguments
+            return getattr(plain, name)(*arguments)
+
+        return call
+
+    model._generator.strategies.plain = plain._replace(prefill=noted("prefill"), decode=noted("decode"))
+    generate()
+    model._generator.strategies.plain = plain
+    leaves, *arrays, slots, recorded, layout = seen.pop("prefill")
+    arrays = jax.device_put(arrays, model.device)
+    _, _, *rest = seen.pop("decode")
+
+    def alone() -> Any:
+        state = plain.prefill(leaves, *arrays, slots, recorded, layout)
+        state, tokens = plain.decode(leaves, state, *rest)
+        jax.block_until_ready(tokens)
+        return state
+
+    def seconds(call: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        held = call()  # freed after the time was taken
+        end = time.perf_counter()
+        del held
+        return end - start
+
+    return [(seconds(lambda: np.asarray(generate())), seconds(alone)) for _ in range(times)]
+
+
+def answer(
+    batch: int, prompt: int, new: int, stream: bool = False, parts: int = 0, host: int = 0, **call: Any
+) -> dict[str, Any]:
+    """Generates `new` tokens for `batch` prompts, with more arguments of ``generate``; returns seconds, those of the
+    prefill and of each of the decode's `parts` apart, and `host` times `call_and_alone`.
     """
     ids = prompts(batch, prompt)
     given = {**call, "streamer": Counter()} if stream else call
@@ -92,15 +130,20 @@ def answer(batch: int, prompt: int, new: int, stream: bool = False, parts: int =
         functions = {name: timed(getattr(plain, name), noted) for name, noted in inside.items()}
         functions["decode"] = in_parts(functions["decode"], parts)
         model._generator.strategies.plain = plain._replace(**functions)
+
+    def generate() -> Any:
+        return model.generate(ids, max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0, **given)
+
     start = time.perf_counter()
-    out = model.generate(ids, max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0, **given)
+    out = generate()
     np.asarray(out)
     seconds = time.perf_counter() - start
     model._generator.strategies.plain = plain
     assert out.shape == (batch, prompt + new)
     peak = (model.device.memory_stats() or {}).get("peak_bytes_in_use", 0)
     distinct = len(set(np.asarray(out)[0, prompt:].tolist()))
-    return {"seconds": seconds, "peak_bytes": peak, "distinct": distinct, **inside}
+    both = call_and_alone(generate, host) if host else []
+    return {"seconds": seconds, "peak_bytes": peak, "distinct": distinct, **inside, "call_and_alone": both}
 
 
 weights = model.functional()[1]

@@ -172,8 +172,7 @@ def make_contrastive(
     def decode(
         leaves: Leaves, state: ContrastiveState, choice: Choice, steps: Array | None
     ) -> tuple[ContrastiveState, Array]:
-        state = decode_steps(lambda state: step(leaves, state, choice), state, steps)
-        return state, state.current
+        return decode_steps(lambda state: step(leaves, state, choice), state, steps)
 
     start_jit, decode_jit = jax.jit(start, static_argnums=(6, 7, 8)), jax.jit(decode, donate_argnums=1)
 

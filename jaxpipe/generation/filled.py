@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxpipe.generation.loop import Choice, DecodeState, first_state
 from jaxpipe.nn.cache import Cache
@@ -28,7 +29,7 @@ class Filled:
 
 
 def begin(
-    filled: Filled, prompts: Array, lengths: Array, idle: Array, choice: Choice, slots: int, recorded: int
+    filled: Filled, prompts: ArrayLike, lengths: ArrayLike, idle: ArrayLike, choice: Choice, slots: int, recorded: int
 ) -> DecodeState:
     """Chooses the first new token; the cache is donated.
 
@@ -41,7 +42,7 @@ def begin(
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=(6, 7))
 def _begin(
-    cache: Cache, logits: Array, prompts: Array, lengths: Array, idle: Array, choice: Choice, slots: int, recorded: int
+    cache: Cache, logits: Array, prompts: Any, lengths: Any, idle: Any, choice: Choice, slots: int, recorded: int
 ) -> DecodeState:
     valid = jnp.arange(prompts.shape[1], dtype=jnp.int32) < lengths[:, None]  # (B, P)
     out: Any = Filled(logits, cache)

@@ -31,10 +31,11 @@ class Merged:
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = (*layers, Layer(DEFAULTS, "the default", by_user=False))
+        self._deciding = {name: layer for layer in reversed(self.layers) for name in layer.values}
 
     def layer(self, name: str) -> Layer | None:
         """The layer that decides, or None."""
-        return next((layer for layer in self.layers if name in layer.values), None)
+        return self._deciding.get(name)
 
     def get(self, name: str) -> Any:
         """The value, None where nothing sets it."""

@@ -12,9 +12,9 @@ from jaxpipe.generation.buckets import length_bucket
 from jaxpipe.generation.filled import Filled, begin
 from jaxpipe.generation.growth import cache_sizes, grow
 from jaxpipe.generation.inputs import Prompts
-from jaxpipe.generation.loop import Choice, DecodeState
+from jaxpipe.generation.loop import Choice, DecodeState, in_one_array
 from jaxpipe.generation.outputs import GenerateOutput, output_class
-from jaxpipe.generation.packing import Packed, place_rows
+from jaxpipe.generation.packing import Packed, constant, place_rows
 from jaxpipe.generation.processors import check_logits
 from jaxpipe.generation.processors_user import NOTHING, Given, processors_of_call, user_processors
 from jaxpipe.generation.sampling import row_keys
@@ -60,21 +60,22 @@ class Run:
         given: Given = NOTHING,
     ):
         self._generator, self._prompts, self._settled = generator, prompts, settled
+        self._broken: np.ndarray | None = None  # (B,), once it was read with the tokens
         self.packed = self._pack(given)
         record = tuple(name for name in ("scores", "logits") if self._records(name))
         n, count = settled.num_return_sequences, len(prompts.rows)
-        keys = None
+        keys, mesh = None, generator.functional.mesh
         if settled.do_sample:
             fill = self.packed.rows - count
             item = np.pad(np.repeat(np.asarray(items), n), (0, fill))
             number = np.pad(np.tile(np.arange(n), count // n), (0, fill))
-            keys = place_rows(row_keys(seed, item, number), generator.functional.mesh)
+            keys = place_rows(row_keys(seed, item, number), mesh)
         self.pad_id = settled.pad_token_id if settled.pad_token_id is not None else 0
         self._choice = Choice(
-            processors_of_call(settled, self.packed, generator.config.vocab_size, generator.functional.mesh, given),
+            processors_of_call(settled, self.packed, generator.config.vocab_size, mesh, given),
             keys,
-            eos_array(settled.eos_token_ids),
-            np.int32(self.pad_id),
+            constant(tuple(eos_array(settled.eos_token_ids).tolist()), mesh),
+            constant(self.pad_id, mesh),
             settled.do_sample,
             record,
             contrast_of(settled),
@@ -101,10 +102,10 @@ class Run:
         return self._settled.return_dict_in_generate and getattr(self._settled, f"output_{name}")
 
     def advance(self, steps: int | None) -> jax.Array:
-        """Decodes up to `steps` tokens more, or one as `decode_steps` does; returns the last tokens (B,)."""
-        count = None if steps is None else np.int32(steps)
-        self.state, last = self._decode(self._generator.leaves, self.state, self._choice, count)
-        return last
+        """Decodes up to `steps` tokens more, or one; returns what stays readable, as `decode_steps` does."""
+        count = None if steps is None else constant(steps, self._generator.functional.mesh)
+        self.state, readable = self._decode(self._generator.leaves, self.state, self._choice, count)
+        return readable
 
     def compile(self, streamed: bool = False) -> Iterator[int]:
         """Compiles the decode for every length that the cache may have, and runs it for no step, or for one in the
@@ -125,19 +126,18 @@ class Run:
 
     def to_end(self) -> np.ndarray:
         """Decodes all tokens in one dispatch, or in one for each length of a growing cache; returns them (B, new)."""
-        new = 1  # the prefill's
+        new, readable = 1, None  # the prefill's
         for slots in self._sizes:
-            if new > 1 and self._settled.eos_token_ids and np.asarray(self.state.done).all():
+            if readable is not None and self._settled.eos_token_ids and np.asarray(readable)[:, -2].all():
                 break  # where rows can end, the host waits between two dispatches, lest it grow a cache for nothing
             self._grow(slots)
             room = self._room(slots)
             if room > new:
-                self.advance(room - new)
+                readable = self.advance(room - new)
             new = room
-        self.state.broken.copy_to_host_async()  # for `output`
-        steps, tokens = jax.device_get((self.state.step, self.state.tokens))
-        width = self.packed.width
-        return tokens[: len(self._prompts.rows), width : width + int(steps)]
+        answer = np.asarray(in_one_array(self.state) if readable is None else readable)
+        steps, self._broken, width = int(answer[0, -3]), answer[:, -1].astype(bool), self.packed.width
+        return answer[: len(self._prompts.rows), width : width + steps]
 
     def _tokens(self) -> Iterator[np.ndarray]:
         """Yields each step's tokens (B,); the next step runs while the host works on this one's."""
@@ -187,7 +187,7 @@ class Run:
         Raises:
             ValueError: the logits of a row were NaN.
         """
-        broken = np.asarray(self.state.broken)[: len(new)]
+        broken = np.asarray(self.state.broken if self._broken is None else self._broken)[: len(new)]
         check_logits(np.logical_or.reduce(broken.reshape(-1, self._settled.num_return_sequences), axis=1))
         mesh = self._generator.functional.mesh
         sequences = jax.device_put(np.concatenate([self._prompts.ids, new], axis=1), mesh.devices.flat[0])
