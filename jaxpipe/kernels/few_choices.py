@@ -23,10 +23,12 @@ _PART, _MOST_ROWS = 8192, 256
 
 
 def applies(x: Array, kernel: Array) -> bool:
-    """Whether the kernels take x (B, T, D) and a router's kernel (D, E): on one device, with few tokens and experts."""
-    tokens = x.size // x.shape[-1]
-    few = tokens <= _MOST_TOKENS and kernel.shape[1] <= _MOST_EXPERTS
-    return few and get_abstract_mesh().size in (0, 1)
+    """Whether the kernels take x (B, T, D) and a router's kernel (D, E): on one device, few tokens, and few experts,
+    whose number is a power of two.
+    """
+    tokens, experts = x.size // x.shape[-1], kernel.shape[1]
+    fits = tokens <= _MOST_TOKENS and experts <= _MOST_EXPERTS and experts == _power(experts)
+    return fits and get_abstract_mesh().size in (0, 1)
 
 
 # Jitted, so that the layers of a model share one trace and one lowering of it.
@@ -58,41 +60,35 @@ def softmax_choice(
     """
     shape, (depth, experts) = x.shape[:2], kernel.shape
     x = x.reshape(-1, depth)
-    columns, chosen = _power(experts), _power(count)
-    rows = min(_MOST_ROWS, max(_PART // columns, 16))
-    parts = pl.cdiv(depth, rows)
+    rows = min(_MOST_ROWS, max(_PART // experts, 16))
+    # Arrays in a kernel have lengths that are powers of two: there are parts, and choices, that nobody needs.
+    parts, places = _power(pl.cdiv(depth, rows)), _power(count)
 
     def score(x_ref: Any, kernel_ref: Any, out_ref: Any) -> None:
         token, part = pl.program_id(0), pl.program_id(1)
-        mine, all_columns = pl.ds(part * rows, rows), pl.ds(0, columns)
-        there, inside = part * rows + jnp.arange(rows) < depth, jnp.arange(columns) < experts
+        mine, all_experts = pl.ds(part * rows, rows), pl.ds(0, experts)
+        there = part * rows + jnp.arange(rows) < depth
         own = triton.load(x_ref.at[token, mine], mask=there, other=0).astype(jnp.float32)
-        both = there[:, None] & inside[None]
-        weights = triton.load(kernel_ref.at[mine, all_columns], mask=both, other=0).astype(jnp.float32)
-        triton.store(out_ref.at[token, part, all_columns], jnp.sum(own[:, None] * weights, axis=0), mask=inside)
+        both = jnp.broadcast_to(there[:, None], (rows, experts))
+        weights = triton.load(kernel_ref.at[mine, all_experts], mask=both, other=0).astype(jnp.float32)
+        triton.store(out_ref.at[token, part, all_experts], jnp.sum(own[:, None] * weights, axis=0))
 
     def choose(parts_ref: Any, *refs: Any) -> None:
         *bias_ref, chosen_ref, shares_ref = refs
-        token, inside = pl.program_id(0), jnp.arange(columns) < experts
-        all_parts, all_columns = jnp.arange(_power(parts)) < parts, pl.ds(0, columns)
-        both = all_parts[:, None] & inside[None]
-        summed = triton.load(parts_ref.at[token, pl.ds(0, _power(parts)), all_columns], mask=both, other=0)
-        scores = jnp.sum(summed, axis=0).astype(x.dtype)
+        token, all_places = pl.program_id(0), pl.ds(0, places)
+        scores = jnp.sum(parts_ref.at[token, pl.ds(0, parts), pl.ds(0, experts)][...], axis=0).astype(x.dtype)
         if bias_ref:
-            scores = scores + triton.load(bias_ref[0].at[all_columns], mask=inside, other=0)
-        scores = jnp.where(inside, scores.astype(jnp.float32), -jnp.inf)
-        index = jnp.arange(columns)
+            scores = scores + bias_ref[0][...]
+        scores = scores.astype(jnp.float32)
+        index, place = jnp.arange(experts), jnp.arange(places)
         better = (scores[None] > scores[:, None]) | ((scores[None] == scores[:, None]) & (index[None] < index[:, None]))
-        place = jnp.sum(better.astype(jnp.int32), axis=1)[None] == jnp.arange(chosen)[:, None]  # (k, E)
-        place &= (jnp.arange(chosen) < count)[:, None]
-        best = jnp.sum(jnp.where(place, scores[None], 0.0), axis=1)
-        numbers = jnp.sum(jnp.where(place, index[None], 0), axis=1).astype(jnp.int32)
+        here = jnp.sum(better.astype(jnp.int32), axis=1)[None] == place[:, None]  # (places, E)
+        best = jnp.sum(jnp.where(here, scores[None], 0.0), axis=1)
         weighed = jnp.exp(best - jnp.max(scores))
-        kept = jnp.arange(chosen) < count
-        total = jnp.sum(jnp.where(kept, weighed, 0.0)) if normalise else jnp.sum(jnp.exp(scores - jnp.max(scores)))
-        where = pl.ds(0, chosen)
-        triton.store(chosen_ref.at[token, where], numbers, mask=kept)
-        triton.store(shares_ref.at[token, where], (weighed / total).astype(dtype), mask=kept)
+        among = jnp.where(place < count, weighed, 0.0) if normalise else jnp.exp(scores - jnp.max(scores))
+        numbers = jnp.sum(jnp.where(here, index[None], 0), axis=1).astype(jnp.int32)
+        triton.store(chosen_ref.at[token, all_places], numbers)
+        triton.store(shares_ref.at[token, all_places], (weighed / jnp.sum(among)).astype(dtype))
 
     settings: dict[str, Any] = {} if interpret else {"compiler_params": triton.CompilerParams(num_warps=4)}
     scored = pl.pallas_call(
@@ -103,20 +99,18 @@ def softmax_choice(
         interpret=interpret,
         **settings,
     )(x, kernel)
-    numbers, shares = pl.pallas_call(
+    numbers, shares = (jax.ShapeDtypeStruct((len(x), places), form) for form in (jnp.int32, dtype))
+    chosen, weights = pl.pallas_call(
         choose,
-        out_shape=(
-            jax.ShapeDtypeStruct((len(x), count), jnp.int32),
-            jax.ShapeDtypeStruct((len(x), count), dtype),
-        ),
+        out_shape=(numbers, shares),
         grid=(len(x),),
         name="expert_choice",
         interpret=interpret,
         **settings,
     )(scored, *(() if bias is None else (bias,)))
-    return numbers.reshape(*shape, count), shares.reshape(*shape, count)
+    return chosen[:, :count].reshape(*shape, count), weights[:, :count].reshape(*shape, count)
 
 
 def _power(size: int) -> int:
-    """The least power of two that is not below `size`; the sizes that Triton takes."""
+    """The least power of two that is not below `size`."""
     return 1 << max(size - 1, 0).bit_length()
