@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.sharding import get_abstract_mesh
 
 from jaxpipe.generation.processors import LogitsProcessor, StepState, broken_rows, process
 from jaxpipe.generation.sampling import greedy, sample
 from jaxpipe.generation.stopping import is_eos
-from jaxpipe.kernels.compute import platform
+from jaxpipe.kernels.compute import on_one_device, platform
 from jaxpipe.nn.cache import DENSE, Cache, CacheLayout
 from jaxpipe.nn.functional import Functional, Leaves
 
@@ -243,12 +243,30 @@ def make_decode(
     return jax.jit(decode, donate_argnums=1)
 
 
+class Answer(NamedTuple):
+    """What the host reads of a state.
+
+    Attributes:
+        tokens: (B, S) int32, see `DecodeState`.
+        steps: number of new ones.
+        done, broken: (B,) bool.
+    """
+
+    tokens: np.ndarray
+    steps: int
+    done: np.ndarray
+    broken: np.ndarray
+
+    @classmethod
+    def of(cls, array: Array) -> "Answer":
+        """Fetches what `in_one_array` made."""
+        x = np.asarray(array)
+        return cls(x[:, :-3], int(x[0, -3]), x[:, -2].astype(bool), x[:, -1].astype(bool))
+
+
 @jax.jit
 def in_one_array(state: DecodeState) -> Array:
-    """Returns what the host reads of a state, (B, S + 3) int32: tokens, their number, `done` and `broken`.
-
-    Each array that the host fetches takes a fraction of a millisecond on a GPU, however small.
-    """
+    """Returns an `Answer` as (B, S + 3) int32: to fetch an array takes the host a while, however small it is."""
     columns = jnp.stack([jnp.broadcast_to(state.step, state.done.shape), state.done, state.broken], axis=1)
     return jnp.concatenate([state.tokens, columns.astype(jnp.int32)], axis=1)
 
@@ -277,5 +295,4 @@ def decode_steps(step: Callable[[State], State], state: State, steps: Array | No
 
 def _for_host(x: Array) -> Array:
     """Has a GPU write what the host is to read into the host's memory, which is faster than to ask for it after."""
-    alone = get_abstract_mesh().size in (0, 1)
-    return jax.device_put(x, jax.memory.Space.Host) if alone and platform() == "gpu" else x
+    return jax.device_put(x, jax.memory.Space.Host) if platform() == "gpu" and on_one_device() else x

@@ -12,7 +12,7 @@ from jaxpipe.generation.buckets import length_bucket
 from jaxpipe.generation.filled import Filled, begin
 from jaxpipe.generation.growth import cache_sizes, grow
 from jaxpipe.generation.inputs import Prompts
-from jaxpipe.generation.loop import Choice, DecodeState, in_one_array
+from jaxpipe.generation.loop import Answer, Choice, DecodeState, in_one_array
 from jaxpipe.generation.outputs import GenerateOutput, output_class
 from jaxpipe.generation.packing import Packed, constant, place_rows
 from jaxpipe.generation.processors import check_logits
@@ -128,16 +128,16 @@ class Run:
         """Decodes all tokens in one dispatch, or in one for each length of a growing cache; returns them (B, new)."""
         new, readable = 1, None  # the prefill's
         for slots in self._sizes:
-            if readable is not None and self._settled.eos_token_ids and np.asarray(readable)[:, -2].all():
+            if readable is not None and self._settled.eos_token_ids and Answer.of(readable).done.all():
                 break  # where rows can end, the host waits between two dispatches, lest it grow a cache for nothing
             self._grow(slots)
             room = self._room(slots)
             if room > new:
                 readable = self.advance(room - new)
             new = room
-        answer = np.asarray(in_one_array(self.state) if readable is None else readable)
-        steps, self._broken, width = int(answer[0, -3]), answer[:, -1].astype(bool), self.packed.width
-        return answer[: len(self._prompts.rows), width : width + steps]
+        answer = Answer.of(in_one_array(self.state) if readable is None else readable)
+        self._broken, width = answer.broken, self.packed.width
+        return answer.tokens[: len(self._prompts.rows), width : width + answer.steps]
 
     def _tokens(self) -> Iterator[np.ndarray]:
         """Yields each step's tokens (B,); the next step runs while the host works on this one's."""

@@ -1,4 +1,4 @@
-"""The platform and the precision that a function is traced for."""
+"""The platform, the devices and the precision that a function is traced for."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import get_abstract_mesh
 
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
@@ -14,6 +15,11 @@ _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 def platform() -> str:
     """The platform that is traced for: ``"cpu"``, ``"gpu"`` or ``"tpu"``."""
     return _platform.get() or jax.default_backend()
+
+
+def on_one_device() -> bool:
+    """Whether the function is traced for one device: on its mesh, or without any."""
+    return get_abstract_mesh().size in (0, 1)
 
 
 @contextlib.contextmanager

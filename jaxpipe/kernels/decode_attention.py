@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
-from jax.sharding import get_abstract_mesh
+
+from jaxpipe.kernels.compute import on_one_device
 
 Array = jax.Array
 
@@ -36,7 +37,7 @@ def applies(q: Array, k: Array, v: Array) -> bool:
     """
     heads, width = q.shape[2:]
     fits = width == v.shape[-1] and width in _WIDTHS and q.shape[1] * (heads // k.shape[2]) <= _MOST_ROWS
-    return fits and q.dtype in (jnp.bfloat16, jnp.float16) and get_abstract_mesh().size in (0, 1)
+    return fits and q.dtype in (jnp.bfloat16, jnp.float16) and on_one_device()
 
 
 def splits_of(programs: int, slots: int) -> int:

@@ -11,7 +11,6 @@ from operator import add
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import get_abstract_mesh
 
 from jaxpipe.kernels import compute
 
@@ -83,7 +82,7 @@ def lookup(table: Array, ids: Array) -> Array:
 
 def _applies(x: Array, weight: Array) -> bool:
     """Whether the forms here take a weight: a large one, in float32 or bfloat16, on one CPU."""
-    one_cpu = compute.platform() == "cpu" and get_abstract_mesh().size in (0, 1)
+    one_cpu = compute.platform() == "cpu" and compute.on_one_device()
     known = x.dtype == weight.dtype and x.dtype in (jnp.float32, jnp.bfloat16)
     return one_cpu and known and x.size > 0 and weight.size >= _FEWEST_ENTRIES
 
